@@ -1,0 +1,363 @@
+/*
+ * Two callbacks see all that is needed:
+ *
+ * - the keylog callback gets a line at each change of keys.  For TLS 1.3 the line
+ *   CLIENT_TRAFFIC_SECRET_x or SERVER_TRAFFIC_SECRET_x (x is 0, then N at each KeyUpdate) carries
+ *   the new secret of one direction and comes exactly where records under it begin, so it also sets
+ *   that direction's sequence number to 0.
+ * - the message callback gets the header of each record, sent or received, in order with the lines
+ *   above.  Each header counts one record and 5 + length bytes.  For TLS 1.2 the ChangeCipherSpec
+ *   record begins the count.
+ *
+ * The byte count is the ledger: it equals what crossed the socket BIO exactly when OpenSSL holds no
+ * part of a record, neither one half read nor one half written.  No other public call tells that
+ * for every state.
+ *
+ * OpenSSL's types are opaque pointers here and its constants are written down below: they are part
+ * of its stable interface (1.1.1 to 4.0).
+ */
+#include "openssl_tap.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wipe.h"
+
+#define VERSION_TLS_1_2 0x0303
+#define VERSION_TLS_1_3 0x0304
+#define RECORD_CHANGE_CIPHER_SPEC 20
+#define RECORD_HANDSHAKE 22
+#define RECORD_APPLICATION_DATA 23
+#define EVENT_RECORD_HEADER 256      /* SSL3_RT_HEADER */
+#define EVENT_INNER_CONTENT_TYPE 257 /* SSL3_RT_INNER_CONTENT_TYPE */
+#define RECORD_HEADER_SIZE 5
+#define TLS_1_3_OVERHEAD 17 /* inner content type and tag */
+#define EX_INDEX_SSL 0
+#define EX_INDEX_SSL_CTX 1
+#define BIO_GET_KTLS_SEND 73
+#define BIO_GET_KTLS_RECV 76
+#define EARLY_DATA_ACCEPTED 2
+
+typedef void (*keylog_callback)(const void *ssl, const char *line);
+typedef void (*message_callback)(int write, int version, int content_type, const void *data,
+                                 size_t size, void *ssl, void *argument);
+typedef void (*ex_free_callback)(void *parent, void *pointer, void *ex_data, int index,
+                                 long argument_long, void *argument_pointer);
+
+/* name, result, parameters */
+#define OPENSSL_FUNCTIONS(F)                                                                       \
+    F(CRYPTO_get_ex_new_index, int, (int, long, void *, void *, void *, ex_free_callback))         \
+    F(SSL_CTX_get_ex_data, void *, (const void *, int))                                            \
+    F(SSL_CTX_set_ex_data, int, (void *, int, void *))                                             \
+    F(SSL_CTX_get_options, uint64_t, (const void *))                                               \
+    F(SSL_CTX_get_keylog_callback, keylog_callback, (const void *))                                \
+    F(SSL_CTX_set_keylog_callback, void, (void *, keylog_callback))                                \
+    F(SSL_CTX_set_msg_callback, void, (void *, message_callback))                                  \
+    F(SSL_get_ex_data, void *, (const void *, int))                                                \
+    F(SSL_set_ex_data, int, (void *, int, void *))                                                 \
+    F(SSL_get_SSL_CTX, void *, (const void *))                                                     \
+    F(SSL_version, int, (const void *))                                                            \
+    F(SSL_is_server, int, (const void *))                                                          \
+    F(SSL_in_init, int, (const void *))                                                            \
+    F(SSL_get_shutdown, int, (const void *))                                                       \
+    F(SSL_set_shutdown, void, (void *, int))                                                       \
+    F(SSL_pending, int, (const void *))                                                            \
+    F(SSL_get_rbio, void *, (const void *))                                                        \
+    F(SSL_get_wbio, void *, (const void *))                                                        \
+    F(SSL_get_current_cipher, const void *, (const void *))                                        \
+    F(SSL_CIPHER_get_protocol_id, uint16_t, (const void *))                                        \
+    F(SSL_get_current_compression, const void *, (const void *))                                   \
+    F(SSL_get_early_data_status, int, (const void *))                                              \
+    F(SSL_get_client_random, size_t, (const void *, unsigned char *, size_t))                      \
+    F(SSL_get_server_random, size_t, (const void *, unsigned char *, size_t))                      \
+    F(SSL_get_session, void *, (const void *))                                                     \
+    F(SSL_SESSION_get_master_key, size_t, (const void *, unsigned char *, size_t))                 \
+    F(BIO_number_read, uint64_t, (void *))                                                         \
+    F(BIO_number_written, uint64_t, (void *))                                                      \
+    F(BIO_ctrl, long, (void *, int, long, void *))
+
+static struct {
+#define F(name, result, parameters) result(*name) parameters;
+    OPENSSL_FUNCTIONS(F)
+#undef F
+    int connection_index; /* ex_data of an SSL: its struct tap */
+    int context_index;    /* ex_data of an SSL_CTX: its struct chain */
+    int open;
+    const char *missing;
+} openssl;
+
+/* What hangs on an SSL. */
+struct tap {
+    struct pyktls_tap_half read;
+    struct pyktls_tap_half write;
+    size_t last_read_length; /* of the record that is being read */
+    int broken;              /* something came that the counts do not cover */
+};
+
+/* What hangs on an SSL_CTX: the keylog callback that was there before ours. */
+struct chain {
+    keylog_callback previous;
+};
+
+/* ---- the callbacks --------------------------------------------------------------------------- */
+
+static void free_tap(void *parent, void *pointer, void *ex_data, int index, long argument_long,
+                     void *argument_pointer) {
+    (void)parent, (void)ex_data, (void)index, (void)argument_long, (void)argument_pointer;
+    if (pointer != NULL) {
+        pyktls_wipe(pointer, sizeof(struct tap));
+        free(pointer);
+    }
+}
+
+static void free_chain(void *parent, void *pointer, void *ex_data, int index, long argument_long,
+                       void *argument_pointer) {
+    (void)parent, (void)ex_data, (void)index, (void)argument_long, (void)argument_pointer;
+    free(pointer);
+}
+
+/* The connection's tap, made at its first event.  NULL without memory: then it is unwatched. */
+static struct tap *tap_of(void *ssl) {
+    struct tap *tap = openssl.SSL_get_ex_data(ssl, openssl.connection_index);
+    if (tap == NULL) {
+        tap = calloc(1, sizeof(*tap));
+        if (tap != NULL && !openssl.SSL_set_ex_data(ssl, openssl.connection_index, tap)) {
+            free(tap);
+            tap = NULL;
+        }
+    }
+    return tap;
+}
+
+static int hex_digit(char c) {
+    if (c >= '0' && c <= '9') {
+        return c - '0';
+    }
+    if (c >= 'a' && c <= 'f') {
+        return c - 'a' + 10;
+    }
+    if (c >= 'A' && c <= 'F') {
+        return c - 'A' + 10;
+    }
+    return -1;
+}
+
+/* Returns the number of bytes, 0 where `hex` is no even row of at most 2 * room digits. */
+static int32_t take_hex(unsigned char *out, size_t room, const char *hex) {
+    size_t digits = strlen(hex);
+    if (digits % 2 != 0 || digits / 2 > room) {
+        return 0;
+    }
+    for (size_t i = 0; i < digits / 2; i++) {
+        int high = hex_digit(hex[2 * i]);
+        int low = hex_digit(hex[2 * i + 1]);
+        if (high < 0 || low < 0) {
+            return 0;
+        }
+        out[i] = (unsigned char)(high << 4 | low);
+    }
+    return (int32_t)(digits / 2);
+}
+
+static int begins_with(const char *line, const char *label) {
+    return strncmp(line, label, strlen(label)) == 0;
+}
+
+static void on_keylog(const void *ssl, const char *line) {
+    int of_server = begins_with(line, "SERVER_TRAFFIC_SECRET_");
+    if (of_server || begins_with(line, "CLIENT_TRAFFIC_SECRET_")) {
+        struct tap *tap = tap_of((void *)ssl);
+        const char *hex = strrchr(line, ' ');
+        if (tap != NULL && hex != NULL) {
+            int written_by_us = of_server == (openssl.SSL_is_server(ssl) != 0);
+            struct pyktls_tap_half *half = written_by_us ? &tap->write : &tap->read;
+            half->secret_length = take_hex(half->secret, sizeof(half->secret), hex + 1);
+            half->sequence = 0;
+            half->handshake_bytes = 0;
+            half->live = 1;
+        }
+    }
+    void *context = openssl.SSL_get_SSL_CTX(ssl);
+    const struct chain *chain = openssl.SSL_CTX_get_ex_data(context, openssl.context_index);
+    if (chain != NULL && chain->previous != NULL) {
+        chain->previous(ssl, line);
+    }
+}
+
+static void on_record_header(struct tap *tap, struct pyktls_tap_half *half, int version,
+                             const unsigned char *header, size_t size) {
+    if (size != RECORD_HEADER_SIZE) { /* an SSLv2 ClientHello: no such record is counted */
+        tap->broken = 1;
+        return;
+    }
+    size_t length = (size_t)header[3] << 8 | header[4];
+    half->record_bytes += RECORD_HEADER_SIZE + length;
+    if (half == &tap->read) {
+        tap->last_read_length = length;
+    }
+    int type = header[0];
+    if (version == VERSION_TLS_1_3) {
+        /* A ChangeCipherSpec record is only there for middleboxes (RFC 8446 appendix D.4). */
+        if (half->live && type == RECORD_APPLICATION_DATA) {
+            half->sequence++;
+        }
+    } else if (type == RECORD_CHANGE_CIPHER_SPEC) {
+        half->sequence = 0;
+        half->live = 1;
+    } else if (half->live) {
+        half->sequence++;
+    }
+}
+
+static void on_message(int write, int version, int content_type, const void *data, size_t size,
+                       void *ssl, void *argument) {
+    (void)version, (void)argument; /* `version` is the record's, which TLS 1.3 froze at 1.2 */
+    struct tap *tap = tap_of(ssl);
+    if (tap == NULL) {
+        return;
+    }
+    struct pyktls_tap_half *half = write ? &tap->write : &tap->read;
+    int negotiated = openssl.SSL_version(ssl);
+    if (content_type == EVENT_RECORD_HEADER) {
+        on_record_header(tap, half, negotiated, data, size);
+    } else if (!write && negotiated == VERSION_TLS_1_3 && tap->read.live) {
+        /*
+         * A handshake message may begin in one record and end in a later one.  The kernel must not
+         * take over in between, so the bytes that came are held against the messages they made.
+         */
+        if (content_type == EVENT_INNER_CONTENT_TYPE && size == 1 &&
+            *(const unsigned char *)data == RECORD_HANDSHAKE) {
+            tap->read.handshake_bytes += (int64_t)tap->last_read_length - TLS_1_3_OVERHEAD;
+        } else if (content_type == RECORD_HANDSHAKE) {
+            tap->read.handshake_bytes -= (int64_t)size;
+        }
+    }
+}
+
+/* ---- what kernel.h's neighbours call ---------------------------------------------------------- */
+
+int pyktls_tap_open(const char *path) {
+    if (openssl.open) {
+        return PYKTLS_TAP_OK;
+    }
+    /* Looked up in the module, then breadth-first in what it is linked to; never loaded anew. */
+    void *module = dlopen(path, RTLD_NOLOAD | RTLD_NOW);
+    if (module == NULL) {
+        return PYKTLS_TAP_NOT_LOADED;
+    }
+#define F(name, result, parameters)                                                                \
+    {                                                                                              \
+        void *symbol = dlsym(module, #name);                                                       \
+        if (symbol == NULL) {                                                                      \
+            openssl.missing = #name;                                                               \
+            dlclose(module);                                                                       \
+            return PYKTLS_TAP_NO_SYMBOL;                                                           \
+        }                                                                                          \
+        memcpy(&openssl.name, &symbol, sizeof(symbol));                                            \
+    }
+    OPENSSL_FUNCTIONS(F)
+#undef F
+    openssl.connection_index =
+        openssl.CRYPTO_get_ex_new_index(EX_INDEX_SSL, 0, NULL, NULL, NULL, free_tap);
+    openssl.context_index =
+        openssl.CRYPTO_get_ex_new_index(EX_INDEX_SSL_CTX, 0, NULL, NULL, NULL, free_chain);
+    if (openssl.connection_index < 0 || openssl.context_index < 0) {
+        dlclose(module);
+        return PYKTLS_TAP_NO_INDEX;
+    }
+    openssl.open = 1; /* the handle stays open: the pointers are used for as long as we live */
+    return PYKTLS_TAP_OK;
+}
+
+const char *pyktls_tap_missing(void) {
+    return openssl.missing;
+}
+
+uint64_t pyktls_tap_context_options(void *ssl_ctx) {
+    return openssl.open ? openssl.SSL_CTX_get_options(ssl_ctx) : 0;
+}
+
+int pyktls_tap_owned_by(void *ssl, const void *owner) {
+    return openssl.open && openssl.SSL_get_ex_data(ssl, 0) == owner;
+}
+
+int pyktls_tap_watch(void *ssl_ctx) {
+    if (!openssl.open) {
+        return PYKTLS_TAP_NOT_OPEN;
+    }
+    struct chain *chain = openssl.SSL_CTX_get_ex_data(ssl_ctx, openssl.context_index);
+    if (chain == NULL) {
+        chain = calloc(1, sizeof(*chain));
+        if (chain == NULL) {
+            return PYKTLS_TAP_REFUSED;
+        }
+        if (!openssl.SSL_CTX_set_ex_data(ssl_ctx, openssl.context_index, chain)) {
+            free(chain);
+            return PYKTLS_TAP_REFUSED;
+        }
+    }
+    keylog_callback present = openssl.SSL_CTX_get_keylog_callback(ssl_ctx);
+    if (present != on_keylog) {
+        chain->previous = present;
+        openssl.SSL_CTX_set_keylog_callback(ssl_ctx, on_keylog);
+    }
+    openssl.SSL_CTX_set_msg_callback(ssl_ctx, on_message);
+    return PYKTLS_TAP_OK;
+}
+
+int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
+    memset(out, 0, sizeof(*out));
+    if (!openssl.open) {
+        return PYKTLS_TAP_NOT_OPEN;
+    }
+    const struct tap *tap = openssl.SSL_get_ex_data(ssl, openssl.connection_index);
+    if (tap != NULL && !tap->broken) {
+        out->watched = 1;
+        out->read = tap->read;
+        out->write = tap->write;
+    }
+    void *context = openssl.SSL_get_SSL_CTX(ssl);
+    out->keylog_replaced = openssl.SSL_CTX_get_keylog_callback(context) != on_keylog;
+    out->version = openssl.SSL_version(ssl);
+    const void *cipher = openssl.SSL_get_current_cipher(ssl);
+    out->suite = cipher == NULL ? -1 : openssl.SSL_CIPHER_get_protocol_id(cipher);
+    out->server = openssl.SSL_is_server(ssl) != 0;
+    out->in_init = openssl.SSL_in_init(ssl) != 0;
+    out->shutdown = openssl.SSL_get_shutdown(ssl);
+    out->pending = openssl.SSL_pending(ssl);
+    out->compressed = openssl.SSL_get_current_compression(ssl) != NULL;
+    out->early_data = openssl.SSL_get_early_data_status(ssl) == EARLY_DATA_ACCEPTED;
+
+    void *read_bio = openssl.SSL_get_rbio(ssl);
+    void *write_bio = openssl.SSL_get_wbio(ssl);
+    if (read_bio != NULL) {
+        out->read.moved_bytes = openssl.BIO_number_read(read_bio);
+        out->ktls_recv = openssl.BIO_ctrl(read_bio, BIO_GET_KTLS_RECV, 0, NULL) > 0;
+    }
+    if (write_bio != NULL) {
+        out->write.moved_bytes = openssl.BIO_number_written(write_bio);
+        out->ktls_send = openssl.BIO_ctrl(write_bio, BIO_GET_KTLS_SEND, 0, NULL) > 0;
+    }
+
+    openssl.SSL_get_client_random(ssl, out->client_random, sizeof(out->client_random));
+    openssl.SSL_get_server_random(ssl, out->server_random, sizeof(out->server_random));
+    const void *session = openssl.SSL_get_session(ssl);
+    if (session != NULL && out->version == VERSION_TLS_1_2) {
+        out->master_length = (int32_t)openssl.SSL_SESSION_get_master_key(session, out->master,
+                                                                         sizeof(out->master));
+    }
+    return PYKTLS_TAP_OK;
+}
+
+int pyktls_tap_leave(void *ssl) {
+    if (!openssl.open) {
+        return PYKTLS_TAP_NOT_OPEN;
+    }
+    openssl.SSL_set_shutdown(ssl, 1 | 2);
+    return PYKTLS_TAP_OK;
+}
+
+void pyktls_tap_wipe(void *memory, size_t size) {
+    pyktls_wipe(memory, size);
+}

@@ -1,0 +1,61 @@
+"""Switch a TCP socket to kernel TLS, with the keys of an OpenSSL session.
+
+::
+
+    context = ssl.create_default_context()
+    pyktls.watch(context)                                 # before the handshake
+    tls = context.wrap_socket(sock, server_hostname=name)
+    sock = pyktls.offload(tls)                            # the kernel encrypts from here on
+    sock.sendfile(file)
+
+``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``status`` asks the kernel whether
+it is so.  ``pyktls.linux`` is the kernel's interface as it is, ``pyktls.lowlevel`` the compiled
+layer under it.
+"""
+
+from . import linux, lowlevel
+from .ciphers import AEAD, CipherSuite
+from .errors import (
+    Error,
+    HandoffRefused,
+    InvalidType,
+    InvalidValue,
+    RecordError,
+    TLSAlert,
+    TruncationError,
+    Unavailable,
+)
+from .handoff import extract, watch
+from .session import Direction, DirectionKeys, Role, Session
+from .sockets import KTLSSocket, offload
+from .status import Mode, Status, status
+from .switch import install
+
+__all__ = [
+    "AEAD",
+    "CipherSuite",
+    "Direction",
+    "DirectionKeys",
+    "Error",
+    "HandoffRefused",
+    "InvalidType",
+    "InvalidValue",
+    "KTLSSocket",
+    "Mode",
+    "RecordError",
+    "Role",
+    "Session",
+    "Status",
+    "TLSAlert",
+    "TruncationError",
+    "Unavailable",
+    "extract",
+    "install",
+    "linux",
+    "lowlevel",
+    "offload",
+    "status",
+    "watch",
+]
+
+__version__ = "0.1.0.dev0"

@@ -1,0 +1,256 @@
+"""recvmsg(2) and sendmsg(2) for TLS records: the hot path, and nothing else.
+
+Every read goes through a control buffer, because a plain read of a kernel TLS socket fails at a
+control record (Linux) or takes it for data (FreeBSD).  The calls run without the GIL, straight
+into and out of the caller's buffer.  Timeouts and signals are as in the socket module: a call that
+a signal interrupts is taken up again unless the handler raises (PEP 475), and the deadline counts
+from the beginning.
+
+A ``timeout`` is as socket.gettimeout() gives it: None waits for ever, 0 does not wait, any other
+number is a limit in seconds.  The descriptor has the blocking mode that goes with it.
+"""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.math cimport ceil
+from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from pyktls.errors import syscall_error
+
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    short POLLIN
+    short POLLOUT
+    int poll(pollfd *fds, unsigned long count, int timeout)
+
+
+cdef extern from "kernel.h" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    int PYKTLS_NO_RECORD_TYPE
+    Py_ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *record_type,
+                                  int *msg_flags)
+    Py_ssize_t pyktls_send_record(int fd, const iovec *iov, size_t iov_count, int flags,
+                                  int record_type)
+
+
+#: What stands for a record type where the kernel gave none, or where none is to be given.
+NO_RECORD_TYPE = PYKTLS_NO_RECORD_TYPE
+
+cdef enum:
+    MOST_BUFFERS = 1024  # IOV_MAX of both systems
+    LONGEST_POLL_MS = 1 << 30
+
+
+cdef double now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <double>t.tv_sec + <double>t.tv_nsec * 1e-9
+
+
+@cython.final
+cdef class Deadline:
+    """When a call has to be over: from a timeout as socket.gettimeout() gives it."""
+
+    cdef double limit
+    cdef bint waits  # False: a call that would block fails at once
+    cdef bint bounded  # False: no limit
+
+    def __cinit__(self, timeout):
+        self.bounded = timeout is not None
+        self.limit = 0.0
+        self.waits = True
+        if self.bounded:
+            seconds = float(timeout)
+            self.waits = seconds != 0.0
+            self.limit = now() + seconds
+
+    def remaining(self):
+        """Seconds left, as a timeout: None without limit, never below 0."""
+        if not self.bounded:
+            return None
+        if not self.waits:
+            return 0.0
+        return max(0.0, self.limit - now())
+
+
+cdef int wait_until_ready(int fd, short events, Deadline deadline) except -1:
+    """Waits for poll(2); raises TimeoutError at the deadline."""
+    cdef pollfd p
+    cdef double left
+    cdef int milliseconds, ready, error
+    while True:
+        milliseconds = -1
+        if deadline.bounded:
+            left = deadline.limit - now()
+            if left <= 0.0:
+                raise TimeoutError("timed out")
+            left = ceil(left * 1000.0)
+            milliseconds = LONGEST_POLL_MS if left > LONGEST_POLL_MS else <int>left
+        p.fd = fd
+        p.events = events
+        p.revents = 0
+        with nogil:
+            ready = poll(&p, 1, milliseconds)
+            error = errno
+        if ready > 0:
+            return 0
+        if ready < 0:
+            if error != EINTR:
+                raise syscall_error(error, "poll")
+            PyErr_CheckSignals()
+
+
+def wait_readable(int fd, Deadline deadline not None):
+    """Wait until ``fd`` can be read; raises TimeoutError at the deadline."""
+    wait_until_ready(fd, POLLIN, deadline)
+
+
+def wait_writable(int fd, Deadline deadline not None):
+    """Wait until ``fd`` can be written; raises TimeoutError at the deadline."""
+    wait_until_ready(fd, POLLOUT, deadline)
+
+
+cdef Py_ssize_t receive(int fd, void *data, size_t size, int flags, Deadline deadline,
+                        int *record_type, int *msg_flags) except -1:
+    cdef Py_ssize_t received
+    while True:
+        with nogil:
+            received = pyktls_recv_record(fd, data, size, flags, record_type, msg_flags)
+        if received >= 0:
+            return received
+        if received == -EINTR:
+            PyErr_CheckSignals()
+        elif received == -EAGAIN and deadline.bounded and deadline.waits:
+            wait_until_ready(fd, POLLIN, deadline)
+        else:
+            raise syscall_error(<int>-received, "recvmsg")
+
+
+cdef Py_ssize_t transmit(int fd, const iovec *iov, size_t count, int flags, int record_type,
+                         Deadline deadline) except -1:
+    cdef Py_ssize_t sent
+    while True:
+        with nogil:
+            sent = pyktls_send_record(fd, iov, count, flags, record_type)
+        if sent >= 0:
+            return sent
+        if sent == -EINTR:
+            PyErr_CheckSignals()
+        elif sent == -EAGAIN and deadline.bounded and deadline.waits:
+            wait_until_ready(fd, POLLOUT, deadline)
+        else:
+            raise syscall_error(<int>-sent, "sendmsg")
+
+
+def recv_into(int fd, buffer, size_t size, int flags, Deadline deadline not None):
+    """Receive into ``buffer``, at most ``size`` bytes of it (0: all of it).
+
+    Returns ``(bytes received, record type, msg_flags)``.  The type is NO_RECORD_TYPE where the
+    kernel gave none: with 0 bytes that is the end of the stream.
+    """
+    cdef Py_buffer view
+    cdef int record_type, msg_flags
+    cdef Py_ssize_t received
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    try:
+        if size == 0 or size > <size_t>view.len:
+            size = <size_t>view.len
+        received = receive(fd, view.buf, size, flags, deadline, &record_type, &msg_flags)
+    finally:
+        PyBuffer_Release(&view)
+    return received, record_type, msg_flags
+
+
+def recv(int fd, Py_ssize_t size, int flags, Deadline deadline not None):
+    """Receive at most ``size`` bytes; returns ``(bytes, record type, msg_flags)``."""
+    cdef int record_type, msg_flags
+    cdef Py_ssize_t received
+    cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
+    cdef char *memory = PyBytes_AsString(data)
+    received = receive(fd, memory, <size_t>size, flags, deadline, &record_type, &msg_flags)
+    if received < size:
+        data = PyBytes_FromStringAndSize(memory, received)
+    return data, record_type, msg_flags
+
+
+def send(int fd, buffer, int flags, int record_type, Deadline deadline not None):
+    """Send ``buffer`` in one call; returns the number of bytes the kernel took.
+
+    ``record_type`` is NO_RECORD_TYPE for application data, or the type of a control record.
+    """
+    cdef Py_buffer view
+    cdef iovec iov
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        iov.iov_base = view.buf
+        iov.iov_len = <size_t>view.len
+        return transmit(fd, &iov, 1, flags, record_type, deadline)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def sendall(int fd, buffer, int flags, Deadline deadline not None):
+    """Send all of ``buffer`` as application data.
+
+    On an error nothing tells how much was sent, as with socket.sendall.
+    """
+    cdef Py_buffer view
+    cdef iovec iov
+    cdef Py_ssize_t sent
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        iov.iov_base = view.buf
+        iov.iov_len = <size_t>view.len
+        while iov.iov_len > 0:
+            sent = transmit(fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, deadline)
+            iov.iov_base = <char *>iov.iov_base + sent
+            iov.iov_len -= <size_t>sent
+            PyErr_CheckSignals()
+    finally:
+        PyBuffer_Release(&view)
+
+
+def sendmsg(int fd, buffers, int flags, Deadline deadline not None):
+    """Send the ``buffers`` one after the other as application data, gathered in one call.
+
+    Returns the number of bytes the kernel took.
+    """
+    cdef list items = list(buffers)
+    cdef size_t count = len(items), held = 0, i
+    cdef Py_buffer *views
+    cdef iovec *iov
+    if count > MOST_BUFFERS:
+        raise ValueError(f"sendmsg takes at most {MOST_BUFFERS} buffers, not {count}")
+    views = <Py_buffer *>PyMem_Malloc((count + 1) * sizeof(Py_buffer))
+    iov = <iovec *>PyMem_Malloc((count + 1) * sizeof(iovec))
+    try:
+        if views == NULL or iov == NULL:
+            raise MemoryError
+        memset(iov, 0, (count + 1) * sizeof(iovec))
+        for i in range(count):
+            PyObject_GetBuffer(items[i], &views[i], PyBUF_SIMPLE)
+            held += 1
+            iov[i].iov_base = views[i].buf
+            iov[i].iov_len = <size_t>views[i].len
+        return transmit(fd, iov, count, flags, PYKTLS_NO_RECORD_TYPE, deadline)
+    finally:
+        for i in range(held):
+            PyBuffer_Release(&views[i])
+        PyMem_Free(views)
+        PyMem_Free(iov)

@@ -1,0 +1,719 @@
+"""A socket whose TLS runs in the kernel.
+
+``KTLSSocket`` is a ``socket.socket``: data goes in and out with one system call and no copy of our
+own, ``sendfile`` takes a file's pages as they are.  What a plain socket would get wrong is done
+here.
+
+*Reading.*  Every read asks the kernel for the record's type.  Data goes to the caller.  Alerts and
+handshake messages go to the state machine in post_handshake.py, and the caller's read carries on:
+a session ticket is taken in silently, a KeyUpdate changes keys, close_notify is the end of the
+stream (``b""``), a fatal alert raises ``TLSAlert``.  An end without close_notify raises
+``TruncationError``.  Whatever breaks the record layer is final: the error is kept, and every later
+read raises it again without asking the kernel, which would block for ever.
+
+*Writing.*  One lock covers everything that is sent, so that a control record never comes between
+the parts of a message, and a change of keys never between the records of one send.
+
+*Closing.*  The kernel counts bytes as sent once they are encrypted.  If the last record is then
+only partly in the TCP queue, close(2) and shutdown(2) throw the rest of it away.  So closing is a
+protocol: wait until the socket can be written (the rest is through), send close_notify (which also
+flushes what MSG_MORE held back), wait again, and only then close.  ``close_timeout`` bounds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import struct
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from . import _records
+from .ciphers import TLS_1_2, TLS_1_3
+from .engines import native
+from .errors import (
+    Error,
+    HandoffRefused,
+    InvalidType,
+    InvalidValue,
+    RecordError,
+    TLSAlert,
+    TruncationError,
+    syscall_error,
+)
+from .handoff import ssl_object
+from .post_handshake import (
+    ALERT,
+    APPLICATION_DATA,
+    BAD_RECORD_MAC,
+    CLOSE_NOTIFY,
+    FATAL,
+    HANDSHAKE,
+    INTERNAL_ERROR,
+    PROTOCOL_VERSION,
+    RECORD_OVERFLOW,
+    WARNING,
+    AlertReceived,
+    CloseNotifyReceived,
+    KeyUpdateReceived,
+    PostHandshake,
+    SendWarning,
+    Violation,
+    alert,
+    key_update,
+)
+from .session import Direction, Session
+from .status import Status, status
+from .switch import check_socket, install_fd, rekey_fd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+__all__ = ["KTLSSocket", "offload"]
+
+# A control record is never longer than this, and a handshake message may come in several.
+_CONTROL_SIZE = 16384
+_NO_WAIT = 0.0
+
+# What the kernel says when a record cannot be right, and the alert that tells the peer so
+# (RFC 8446 section 6.2).  Linux: net/tls/tls_sw.c.
+_BROKEN_RECORD = {
+    errno.EBADMSG: (BAD_RECORD_MAC, "a record failed authentication, or is too short"),
+    errno.EMSGSIZE: (RECORD_OVERFLOW, "a record is longer than TLS allows"),
+    errno.EINVAL: (PROTOCOL_VERSION, "a record's header carries another protocol version"),
+    errno.EIO: (INTERNAL_ERROR, "the kernel could not process a record"),
+    # Linux: a handshake record that begins like a KeyUpdate where keys cannot be changed.
+    getattr(errno, "EKEYEXPIRED", -1): (
+        BAD_RECORD_MAC,
+        "the kernel waits for a change of keys that cannot be made",
+    ),
+}
+
+
+class KTLSSocket(socket.socket):
+    """A connected TCP socket with kernel TLS in both directions; ``pyktls.offload`` makes it.
+
+    It is used like any socket: blocking, with a timeout, or non-blocking.  Differences:
+
+    * ``recv`` and the like return ``b""`` (or 0) only after the peer's close_notify.
+    * ``close`` and ``shutdown(SHUT_WR)`` first send what is under way and a close_notify, and wait
+      for at most ``close_timeout`` seconds (a socket timeout, if one is set, instead).
+    * It cannot be duplicated or pickled: the state after the handshake is in this object.
+
+    Raises ``TLSAlert``, ``TruncationError`` and ``RecordError`` (all ``ConnectionError``) where the
+    connection ends otherwise than by close_notify.
+    """
+
+    __slots__ = (
+        "_answer_due",
+        "_connection",
+        "_leftover",
+        "_post",
+        "_receive_ended",
+        "_receive_error",
+        "_receive_lock",
+        "_send_ended",
+        "_send_lock",
+        "_session",
+        "close_timeout",
+    )
+
+    _session: Session
+    _post: PostHandshake
+
+    def __init__(
+        self, session: Session, fileno: int, *, connection: _Connection | None = None
+    ) -> None:
+        # Set before anything can fail: __del__ runs on a half-made object too.
+        self._receive_lock = threading.RLock()
+        self._send_lock = threading.RLock()
+        self._leftover = b""
+        self._receive_error: Error | None = None
+        self._receive_ended = False  # close_notify was received
+        self._send_ended = True  # close_notify was sent, or nothing may be sent any more
+        self._answer_due = False  # the peer asked for a KeyUpdate, which is still to be sent
+        self.close_timeout: float = 30.0
+        super().__init__(fileno=fileno)
+        self._session = session
+        self._connection = connection
+        self._post = PostHandshake(session.version, session.role)
+        self._send_ended = False
+
+    # ---- what the connection is --------------------------------------------------------------
+
+    @property
+    def ktls(self) -> Status:
+        """What the kernel says of this socket; see pyktls.status."""
+        return status(self)
+
+    def version(self) -> str:
+        """``"TLSv1.2"`` or ``"TLSv1.3"``, as ssl.SSLSocket.version."""
+        return {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}[self._session.version]
+
+    def cipher(self) -> tuple[str, str, int]:
+        """``(OpenSSL's name, version, bits of the key)``, as ssl.SSLSocket.cipher."""
+        suite = self._session.cipher
+        return suite.openssl_name, self.version(), 8 * suite.aead.key_length
+
+    def selected_alpn_protocol(self) -> str | None:
+        """The protocol that ALPN chose in the handshake, or None."""
+        return self._connection.alpn if self._connection else None
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The peer's certificate, as ssl.SSLSocket.getpeercert gave it before the switch."""
+        if self._connection is None:
+            return None
+        return self._connection.peer_der if binary_form else self._connection.peer
+
+    def pending(self) -> int:
+        """Bytes that OpenSSL had decrypted before the switch and that are still to be read.
+
+        They are not seen by select or poll.
+        """
+        return len(self._leftover)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.fileno() < 0 else f"fd={self.fileno()}"
+        session = getattr(self, "_session", None)
+        return f"<pyktls.KTLSSocket {state} {session!r}>"
+
+    # ---- receiving ---------------------------------------------------------------------------
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive at most ``bufsize`` bytes; ``b""`` after the peer's close_notify."""
+        if bufsize < 0:
+            raise InvalidValue("negative buffersize in recv")
+        if self._plain(flags) and bufsize:
+            with self._receive_lock:
+                if not self._leftover and not self._receive_ended and not self._receive_error:
+                    deadline = _records.Deadline(self.gettimeout())
+                    while True:
+                        data = self._recv_once(bufsize, flags, deadline)
+                        if data is not None:
+                            return data
+        buffer = bytearray(bufsize)
+        received = self.recv_into(buffer, 0, flags)
+        return bytes(memoryview(buffer)[:received])
+
+    def recv_into(
+        self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /
+    ) -> int:
+        """Receive into ``buffer``; returns the number of bytes, 0 after the peer's close_notify."""
+        if nbytes < 0:
+            raise InvalidValue("negative buffersize in recv_into")
+        with memoryview(buffer).cast("B") as whole, whole[: nbytes or len(whole)] as view:
+            if nbytes > len(whole):
+                raise InvalidValue("buffer too small for requested bytes")
+            if not view:
+                return 0
+            with self._receive_lock:
+                return self._recv_into(view, flags)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, None]:
+        """As recv; the address of a TCP peer is None, as with any connected TCP socket."""
+        return self.recv(bufsize, flags), None
+
+    def recvfrom_into(
+        self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /
+    ) -> tuple[int, None]:
+        """As recv_into; see recvfrom."""
+        return self.recv_into(buffer, nbytes, flags), None
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        """As recv.  There is never ancillary data: record types are dealt with here."""
+        if ancbufsize < 0:
+            raise InvalidValue("negative ancillary data buffer size")
+        return self.recv(bufsize, flags), [], 0, None
+
+    def recvmsg_into(
+        self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, None]:
+        """As recv_into, into the first of the ``buffers`` that is not empty."""
+        if ancbufsize < 0:
+            raise InvalidValue("negative ancillary data buffer size")
+        for buffer in buffers:
+            if memoryview(buffer).nbytes:
+                return self.recv_into(buffer, 0, flags), [], 0, None
+        return 0, [], 0, None
+
+    @staticmethod
+    def _plain(flags: int) -> bool:
+        return not flags & (socket.MSG_PEEK | socket.MSG_WAITALL)
+
+    def _recv_into(self, view: memoryview, flags: int) -> int:
+        peek = bool(flags & socket.MSG_PEEK)
+        wait_all = bool(flags & socket.MSG_WAITALL) and not peek
+        deadline = _records.Deadline(self.gettimeout())
+        done = self._take_leftover(view, peek=peek)
+        if done and (peek or not wait_all):
+            return done
+        while done < len(view):
+            if self._receive_error is not None:
+                if done:
+                    break  # the next call raises it
+                self._raise_again()
+            if self._receive_ended:
+                break
+            try:
+                received = self._recv_into_once(view[done:], flags, deadline)
+            except (OSError, Error):
+                # What is in the buffer must not be lost.  A failure that lasts is kept, or comes
+                # again; one that does not (a timeout) loses nothing.
+                if done:
+                    break
+                raise
+            if received is None:
+                continue
+            done += received
+            if not wait_all:
+                break
+        return done
+
+    def _take_leftover(self, view: memoryview, *, peek: bool) -> int:
+        taken = min(len(self._leftover), len(view))
+        if taken:
+            view[:taken] = self._leftover[:taken]
+            if not peek:
+                self._leftover = self._leftover[taken:]
+        return taken
+
+    def _recv_into_once(
+        self, view: memoryview, flags: int, deadline: _records.Deadline
+    ) -> int | None:
+        """One read from the kernel; None if it was no data and the caller should go on."""
+        fd = self._descriptor()
+        try:
+            received, record_type, msg_flags = _records.recv_into(fd, view, 0, flags, deadline)
+        except OSError as e:
+            self._receive_failed(e)
+        if record_type == APPLICATION_DATA:
+            self._data_arrives()
+            return received or None  # an empty record is no end of the stream
+        piece = bytes(view[:received])
+        view[:received] = bytes(received)  # not the caller's
+        self._not_data(piece, record_type, msg_flags, flags, len(view), deadline)
+        return 0 if self._receive_ended else None
+
+    def _recv_once(
+        self, bufsize: int, flags: int, deadline: _records.Deadline
+    ) -> bytes | None:
+        """The same into new bytes."""
+        fd = self._descriptor()
+        try:
+            data, record_type, msg_flags = _records.recv(fd, bufsize, flags, deadline)
+        except OSError as e:
+            self._receive_failed(e)
+        if record_type == APPLICATION_DATA:
+            self._data_arrives()
+            return data or None
+        self._not_data(data, record_type, msg_flags, flags, bufsize, deadline)
+        return b"" if self._receive_ended else None
+
+    def _descriptor(self) -> int:
+        fd = self.fileno()
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return fd
+
+    def _data_arrives(self) -> None:
+        try:
+            self._post.data_arrives()
+        except Violation as e:
+            self._fail(e.description, RecordError(str(e)))
+
+    def _not_data(
+        self,
+        piece: bytes,
+        record_type: int,
+        msg_flags: int,
+        flags: int,
+        asked: int,
+        deadline: _records.Deadline,
+    ) -> None:
+        """Deal with what a read returned that was no application data."""
+        if record_type == _records.NO_RECORD_TYPE:
+            if piece:
+                self._fail(INTERNAL_ERROR, RecordError("the kernel gave data without a record type"))
+            self._receive_error = TruncationError(
+                "the peer closed the connection without close_notify: "
+                "what was received may be incomplete"
+            )
+            self._raise_again()
+        fd = self._descriptor()
+        record = bytearray(piece)
+        if flags & socket.MSG_PEEK:  # it is still there: take it out
+            record.clear()
+            asked, msg_flags = 0, 0
+        # A record that did not fit comes in pieces, each at once.
+        last = len(record)
+        while last == asked and not msg_flags & socket.MSG_EOR:
+            asked = _CONTROL_SIZE
+            data, _, msg_flags = _records.recv(fd, asked, 0, deadline)
+            record += data
+            last = len(data)
+        try:
+            for action in self._post.receive(record_type, bytes(record)):
+                self._act(action)
+        except Violation as e:
+            self._fail(e.description, RecordError(str(e)))
+
+    def _act(self, action: object) -> None:
+        match action:
+            case CloseNotifyReceived():
+                self._receive_ended = True
+                # RFC 5246 section 7.2.1: answer at once, and send nothing more.  If there is no
+                # room for the answer now, close() sends it, after what is under way.
+                if self._session.version == TLS_1_2 and self._try_to_send(
+                    alert(WARNING, CLOSE_NOTIFY), ALERT
+                ):
+                    self._send_ended = True
+            case AlertReceived(level, description):
+                self._send_ended = True
+                self._receive_error = TLSAlert(level, description)
+                self._raise_again()
+            case SendWarning(description):
+                self._try_to_send(alert(WARNING, description), ALERT)
+            case KeyUpdateReceived(answer_wanted):
+                self._change_receiving_keys()
+                if answer_wanted:
+                    self._answer_due = True
+                    self._answer_if_free()
+            case _:  # a ticket: for OpenSSL to resume with, which has left
+                pass
+
+    # ---- receiving: what ends it -------------------------------------------------------------
+
+    def _receive_failed(self, error: OSError) -> NoReturn:
+        """Map what a read raised; errors of the record layer are kept."""
+        broken = _BROKEN_RECORD.get(error.errno or 0)
+        if broken is None:
+            raise error
+        description, reason = broken
+        # The kernel keeps an error for the next send as well; reading it clears it.
+        with contextlib.suppress(OSError):
+            self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._fail(description, RecordError(f"{reason} ({error})"), error)
+
+    def _fail(self, description: int, error: Error, cause: Exception | None = None) -> NoReturn:
+        """End the connection: tell the peer if that is possible at once, and remember why."""
+        self._try_to_send(alert(FATAL, description), ALERT)
+        self._send_ended = True
+        self._receive_error = error
+        self._raise_again(cause)
+
+    def _raise_again(self, cause: BaseException | None = None) -> NoReturn:
+        error = self._receive_error
+        assert error is not None  # noqa: S101  (the callers have looked)
+        # A new object each time: a kept one would grow a traceback with every raise.
+        fresh = (
+            TLSAlert(error.level, error.description)
+            if isinstance(error, TLSAlert)
+            else type(error)(*error.args)
+        )
+        raise fresh from cause
+
+    # ---- changing keys -----------------------------------------------------------------------
+
+    def _change_receiving_keys(self) -> None:
+        try:
+            rekey_fd(self._descriptor(), self._session, Direction.RX)
+        except OSError as e:
+            self._fail(
+                INTERNAL_ERROR,
+                RecordError(
+                    "the peer changed its keys (KeyUpdate), and this kernel cannot follow: "
+                    f"Linux can since 6.14 ({e})"
+                ),
+                e,
+            )
+
+    def _answer_if_free(self) -> None:
+        """Answer a KeyUpdate now, unless another thread is sending: then that one does."""
+        if self._send_lock.acquire(blocking=False):
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    self._answer(_records.Deadline(_NO_WAIT))
+            finally:
+                self._send_lock.release()
+
+    def _answer(self, deadline: _records.Deadline) -> None:
+        """Send the KeyUpdate that is due, and change the sending keys right after it."""
+        if not self._answer_due or self._send_ended:
+            return
+        fd = self._descriptor()
+        flags = 0 if deadline.remaining() != _NO_WAIT else socket.MSG_DONTWAIT
+        _records.send(fd, key_update(request=False), flags, HANDSHAKE, deadline)
+        self._answer_due = False
+        try:
+            rekey_fd(fd, self._session, Direction.TX)
+        except BaseException:
+            # The peer now expects the new keys: nothing more can be sent that it could read.
+            self._send_ended = True
+            raise
+
+    # ---- sending -----------------------------------------------------------------------------
+
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
+        """Send; returns the number of bytes that the kernel took."""
+        with self._send_lock:
+            deadline = self._before_sending()
+            if not memoryview(data).nbytes:
+                return 0  # no such record can be sent, and none is needed
+            return _records.send(self.fileno(), data, flags, _records.NO_RECORD_TYPE, deadline)
+
+    def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
+        """Send all of ``data``; on an error nothing tells how much of it was sent."""
+        with self._send_lock:
+            deadline = self._before_sending()
+            _records.sendall(self.fileno(), data, flags, deadline)
+
+    def sendmsg(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        ancdata: Iterable[object] = (),
+        flags: int = 0,
+        address: object = None,
+        /,
+    ) -> int:
+        """Send the ``buffers`` in one call; ancillary data and an address are refused."""
+        if list(ancdata):
+            raise InvalidValue("a KTLSSocket sends no ancillary data: the record type is its own")
+        if address is not None:
+            raise InvalidValue("a connected socket sends to no other address")
+        with self._send_lock:
+            deadline = self._before_sending()
+            return _records.sendmsg(self.fileno(), buffers, flags, deadline)
+
+    def sendto(self, *_: object) -> NoReturn:
+        """Refused: the socket is connected."""
+        raise InvalidValue("a connected socket sends to no other address")
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file with sendfile(2): the kernel encrypts its pages, user space copies nothing.
+
+        As socket.sendfile, with its fallback to ``send`` for objects that are no real files.
+        ``count`` beyond the end of the file means up to its end.
+        """
+        with self._send_lock:
+            self._before_sending()
+            if count is not None and count > 0:
+                # Some kernels mind being asked for more than there is.
+                with contextlib.suppress(AttributeError, OSError):
+                    size = os.fstat(file.fileno()).st_size
+                    count = min(count, size - offset) if size > offset else count
+            return super().sendfile(file, offset, count)
+
+    def _before_sending(self) -> _records.Deadline:
+        """What every send begins with, under the send lock; raises OSError if nothing can be sent."""
+        self._descriptor()
+        if self._send_ended:
+            raise syscall_error(errno.EPIPE, "send after the end of the TLS connection")
+        deadline = _records.Deadline(self.gettimeout())
+        if self._answer_due:
+            # RFC 8446 section 4.6.3: before the next application data record.
+            self._answer(deadline)
+        return deadline
+
+    def _try_to_send(self, payload: bytes, record_type: int) -> bool:
+        """Send a control record if that is possible at once; tells whether it was."""
+        if not self._send_lock.acquire(blocking=False):
+            return False
+        try:
+            if self._send_ended:
+                return False
+            _records.send(
+                self.fileno(),
+                payload,
+                socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
+                record_type,
+                _records.Deadline(_NO_WAIT),
+            )
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            self._send_lock.release()
+
+    # ---- closing -----------------------------------------------------------------------------
+
+    def unwrap(self) -> None:
+        """End TLS in both directions: send close_notify and wait for the peer's.
+
+        Data of the peer that has not been read is not thrown away: if there is any, Error is
+        raised after our close_notify is out, and the data can still be received.  Unlike
+        ssl.SSLSocket.unwrap this gives no plain socket back: the kernel knows no way back.
+        Raises TruncationError if the peer just closes.
+        """
+        deadline = _records.Deadline(self.gettimeout())
+        with self._send_lock:
+            self._finish_sending(deadline)
+        with self._receive_lock:
+            if self._recv_into(memoryview(bytearray(1)), socket.MSG_PEEK):
+                raise Error("the peer has sent data that has not been read: receive it first")
+
+    def shutdown(self, how: int, /) -> None:
+        """As socket.shutdown; before the sending half ends, close_notify is sent."""
+        if how in (socket.SHUT_WR, socket.SHUT_RDWR):
+            with self._send_lock:
+                self._finish_sending(self._closing_deadline())
+        super().shutdown(how)
+
+    def detach(self) -> int:
+        """Give up the object and keep the descriptor, whose kernel TLS goes on.
+
+        What comes after is the caller's affair: control records, changes of keys, close_notify.
+        Raises HandoffRefused while ``pending()`` bytes are unread, which would be lost.
+        """
+        if self._leftover:
+            raise HandoffRefused(
+                f"{len(self._leftover)} bytes that OpenSSL had decrypted are still to be read"
+            )
+        fd = super().detach()
+        self._forget()
+        return fd
+
+    def dup(self) -> NoReturn:
+        """Refused: the state after the handshake is in this object."""
+        raise InvalidType("a KTLSSocket cannot be duplicated; os.dup(sock.fileno()) can")
+
+    def _closing_deadline(self) -> _records.Deadline:
+        timeout = self.gettimeout()
+        return _records.Deadline(timeout or self.close_timeout)
+
+    def _finish_sending(self, deadline: _records.Deadline) -> None:
+        """Get everything out that was sent, and a close_notify after it.  Holds the send lock."""
+        fd = self._descriptor()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while not self._send_ended:
+                _wait_writable(fd, deadline)
+                try:
+                    self._answer(_records.Deadline(_NO_WAIT))
+                    _records.send(
+                        fd,
+                        alert(WARNING, CLOSE_NOTIFY),
+                        socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
+                        ALERT,
+                        _records.Deadline(_NO_WAIT),
+                    )
+                except BlockingIOError:
+                    continue
+                self._send_ended = True
+            _wait_writable(fd, deadline)
+        self._send_ended = True
+
+    def _is_dead(self) -> bool:
+        """Whether an error has ended both directions, so that nothing is left to be delivered."""
+        return isinstance(self._receive_error, TLSAlert | RecordError)
+
+    def _aborts(self) -> bool:
+        """Whether the user chose to close with a reset (SO_LINGER with 0 seconds)."""
+        value = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        on, seconds = struct.unpack("ii", value)
+        return bool(on) and seconds == 0
+
+    def _real_close(self, *args: Any) -> None:
+        # socket.close comes here when the last file object of makefile() is closed too.
+        try:
+            if self.fileno() >= 0 and not self._is_dead() and not self._aborts():
+                with self._send_lock:
+                    self._finish_sending(self._closing_deadline())
+        except TimeoutError:
+            raise TimeoutError(
+                errno.ETIMEDOUT, "close: the peer took no more data; some of it was not delivered"
+            ) from None
+        finally:
+            super()._real_close(*args)  # type: ignore[misc]
+            self._forget()
+
+    def _disown(self) -> None:
+        """Forget the descriptor without a word to the peer: it stays somebody else's."""
+        super().detach()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Wipe what is secret; the object is closed."""
+        self._send_ended = True
+        self._leftover = b""
+        session = getattr(self, "_session", None)
+        if session is not None:
+            session.wipe()
+
+    def __del__(self) -> None:
+        if self.fileno() >= 0 and not sys.is_finalizing():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+            with contextlib.suppress(OSError):
+                self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+
+class _Connection:
+    """What the handshake found out that users ask for afterwards."""
+
+    __slots__ = ("alpn", "peer", "peer_der")
+
+    def __init__(self, ssl_sock: ssl.SSLSocket) -> None:
+        self.alpn = ssl_sock.selected_alpn_protocol()
+        self.peer = ssl_sock.getpeercert()
+        self.peer_der = ssl_sock.getpeercert(binary_form=True)
+
+
+def _wait_writable(fd: int, deadline: _records.Deadline) -> None:
+    """Wait as long as the deadline allows, and look at least once."""
+    if deadline.remaining() == _NO_WAIT:
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        if poll.poll(0):
+            return
+        raise BlockingIOError(errno.EAGAIN, "the socket cannot be written yet")
+    _records.wait_writable(fd, deadline)
+
+
+# ---- making one ------------------------------------------------------------------------------
+
+
+def offload(ssl_sock: ssl.SSLSocket) -> KTLSSocket:
+    """Switch a connected ``ssl.SSLSocket`` to kernel TLS, in both directions.
+
+    The context must have been watched (``pyktls.watch``) before the connection was made.  The
+    returned socket has taken over the descriptor, the timeout and the plaintext that OpenSSL had
+    already decrypted, which it serves first; ``ssl_sock`` is detached and of no further use.
+
+    Nobody may use ``ssl_sock`` in another thread meanwhile.  Raises HandoffRefused (this connection
+    is not in a state to switch) and Unavailable (this kernel, or this Python's OpenSSL, cannot):
+    then ``ssl_sock`` is as usable as before, unless the message says that the connection is dead.
+    """
+    sslobj = ssl_object(ssl_sock)
+    check_socket(ssl_sock)
+    if ssl_sock._io_refs:  # type: ignore[attr-defined]
+        raise HandoffRefused(
+            "file objects made by makefile() are open on the socket, and may hold data: close them"
+        )
+    session = native.extract(sslobj, drained=True)
+    sock = KTLSSocket(session, ssl_sock.fileno(), connection=_Connection(ssl_sock))
+    try:
+        sock.settimeout(ssl_sock.gettimeout())
+        install_fd(sock.fileno(), session, tx=True, rx=True)
+    except BaseException:
+        sock._disown()
+        raise
+    # The kernel has the connection.  From here on nothing may fail.
+    pending = sslobj.pending()
+    if pending:
+        sock._leftover = sslobj.read(pending)  # from OpenSSL's memory: it does not ask the socket
+    ssl_sock.detach()
+    native.leave(sslobj)
+    ssl_sock._sslobj = None  # type: ignore[attr-defined]
+    return sock

@@ -1,0 +1,92 @@
+"""Is kernel TLS on, on this socket, in each direction?  Asked of the kernel, for any socket."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import socket
+import ssl
+from dataclasses import dataclass
+
+from . import linux
+from ._kernel import lib
+from .ciphers import aead_by_linux_type
+from .errors import InvalidType, InvalidValue
+from .session import Direction
+from .sock_diag import ulp_info
+
+__all__ = ["Mode", "Status", "status"]
+
+
+class Mode(enum.StrEnum):
+    """Who does the record protection of one direction."""
+
+    NONE = "none"
+    #: In the kernel; it did not say whether in software or in the network card.
+    KERNEL = "kernel"
+    SOFTWARE = "software"
+    DEVICE = "device"
+
+    def __bool__(self) -> bool:
+        return self is not Mode.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the kernel says of one socket.
+
+    ``ulp`` is the name of the attached upper layer protocol ("tls", or empty).  ``version`` is
+    0x0303 or 0x0304 and ``cipher`` the AEAD's name, both None while no keys are installed.
+    ``tx`` and ``rx`` are true exactly if that direction is in the kernel.
+    """
+
+    ulp: str
+    version: int | None
+    cipher: str | None
+    tx: Mode
+    rx: Mode
+
+
+_CONF = {lib.TLS_CONF_SW: Mode.SOFTWARE, lib.TLS_CONF_HW: Mode.DEVICE}
+
+
+def status(sock: socket.socket) -> Status:
+    """Ask the kernel how it does TLS on ``sock``, whoever switched it on.
+
+    Works for any TCP socket, ``ssl.SSLSocket`` included, and needs no privilege; without
+    CAP_NET_ADMIN kernels up to 6.12 do not tell software from NIC (``Mode.KERNEL``).  Raises
+    InvalidType for what is no socket, InvalidValue for a closed one.
+    """
+    if not isinstance(sock, socket.socket):
+        raise InvalidType(f"a socket is needed, not {type(sock).__name__}")
+    fd = sock.fileno()
+    if fd < 0:
+        raise InvalidValue("the socket is closed")
+    try:
+        ulp = linux.get_ulp(fd).decode(errors="replace")
+    except OSError as e:
+        if e.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+            raise
+        ulp = ""
+    found = {d: linux.get_version_and_cipher(fd, linux.option_of(d)) for d in linux.directions(fd)}
+    if not found:
+        return Status(ulp, None, None, Mode.NONE, Mode.NONE)
+    version, cipher_type = next(iter(found.values()))
+    aead = aead_by_linux_type(cipher_type)
+    modes = dict.fromkeys(found, Mode.KERNEL)
+    try:
+        # An SSLSocket's own getpeername is fine, but its methods may want a handshake.
+        info = ulp_info(sock)
+    except (OSError, ssl.SSLError):
+        info = None
+    if info is not None:
+        for direction, conf in ((Direction.TX, info.tx_conf), (Direction.RX, info.rx_conf)):
+            if direction in modes and conf in _CONF:
+                modes[direction] = _CONF[conf]
+    return Status(
+        ulp,
+        version,
+        aead.name if aead is not None else f"cipher {cipher_type}",
+        modes.get(Direction.TX, Mode.NONE),
+        modes.get(Direction.RX, Mode.NONE),
+    )
