@@ -38,6 +38,7 @@ here are old; ``Session.has_moved`` notices, and ``pyktls.install`` asks.
 from __future__ import annotations
 
 import ssl
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from .engines import native
@@ -72,7 +73,18 @@ def extract(ssl_sock: ssl.SSLSocket) -> Session:
     which it can be handed over; it is then as usable as before.  Raises InvalidType for anything
     but an SSLSocket, Unavailable where this Python's OpenSSL cannot be reached.
     """
-    return native.extract(ssl_object(ssl_sock))
+    session = native.extract(ssl_object(ssl_sock))
+    numbers = session.tx.sequence, session.rx.sequence
+    reference = weakref.ref(ssl_sock)
+
+    def moved() -> bool:
+        alive = reference()
+        sslobj = None if alive is None else getattr(alive, "_sslobj", None)
+        # Without its object nobody can have used the connection since.
+        return sslobj is not None and native.sequences(sslobj) != numbers
+
+    session.watch_over(moved)
+    return session
 
 
 def ssl_object(ssl_sock: ssl.SSLSocket) -> Any:

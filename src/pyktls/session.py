@@ -144,7 +144,6 @@ class Session:
         rx: DirectionKeys,
         *,
         engine: str = "none",
-        moved: Callable[[], bool] | None = None,
     ) -> None:
         if not isinstance(cipher, CipherSuite):
             raise InvalidType(f"cipher must be a CipherSuite, not {type(cipher).__name__}")
@@ -157,7 +156,7 @@ class Session:
         self.tx = tx
         self.rx = rx
         self.engine = engine
-        self._moved = moved
+        self._moved: Callable[[], bool] | None = None
 
     @property
     def version(self) -> int:
@@ -175,6 +174,10 @@ class Session:
             self.tx = keys
         else:
             self.rx = keys
+
+    def watch_over(self, moved: Callable[[], bool]) -> None:
+        """Have ``has_moved`` ask ``moved``."""
+        self._moved = moved
 
     def has_moved(self) -> bool:
         """Whether records passed through the TLS library since the session was extracted.

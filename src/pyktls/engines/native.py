@@ -18,7 +18,6 @@ import functools
 import ssl
 import sys
 import threading
-import weakref
 from typing import TYPE_CHECKING
 
 import _ssl
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["extract", "leave", "watch", "why_not"]
+__all__ = ["extract", "leave", "sequences", "watch", "why_not"]
 
 _POINTER_SIZE = ffi.sizeof("void *")
 _CTX_OFFSET = object.__basicsize__
@@ -217,7 +216,7 @@ def _tls12_keys(suite: CipherSuite, seen: Any) -> tuple[DirectionKeys, Direction
         block.wipe()
 
 
-def _session_from(seen: Any, sslobj: object) -> Session:
+def _session_from(seen: Any) -> Session:
     suite = find_suite(seen.suite)
     if suite is None or suite.version != seen.version:
         raise HandoffRefused(
@@ -232,19 +231,7 @@ def _session_from(seen: Any, sslobj: object) -> Session:
         tx, rx = (_tls13_keys(suite, half) for half in halves)
     else:
         tx, rx = _tls12_keys(suite, seen)
-
-    role = Role.SERVER if seen.server else Role.CLIENT
-    numbers = (tx.sequence, rx.sequence)
-    reference = weakref.ref(sslobj)
-
-    def moved() -> bool:
-        alive = reference()
-        if alive is None:
-            return False  # nobody can have used it since
-        with _Snapshot(alive) as now:
-            return (now.write.sequence, now.read.sequence) != numbers
-
-    return Session(suite, role, tx, rx, engine="native", moved=moved)
+    return Session(suite, Role.SERVER if seen.server else Role.CLIENT, tx, rx, engine="native")
 
 
 def extract(sslobj: object, *, drained: bool = False) -> Session:
@@ -257,7 +244,13 @@ def extract(sslobj: object, *, drained: bool = False) -> Session:
     with _Snapshot(sslobj) as seen:
         for reason in _refusals(seen, drained=drained):
             raise HandoffRefused(reason)
-        return _session_from(seen, sslobj)
+        return _session_from(seen)
+
+
+def sequences(sslobj: object) -> tuple[int, int]:
+    """The numbers of the next record to send and to receive, as they are now."""
+    with _Snapshot(sslobj) as seen:
+        return seen.write.sequence, seen.read.sequence
 
 
 def leave(sslobj: object) -> None:
