@@ -8,9 +8,9 @@
     sock = pyktls.offload(tls)                            # the kernel encrypts from here on
     sock.sendfile(file)
 
-``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``status`` asks the kernel whether
-it is so.  ``pyktls.linux`` is the kernel's interface as it is, ``pyktls.lowlevel`` the compiled
-layer under it.
+``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``status`` asks the kernel
+whether it is so.  ``pyktls.linux`` is the kernel's interface as it is, ``pyktls.lowlevel`` the
+compiled layer under it.
 """
 
 from . import linux, lowlevel

@@ -44,7 +44,7 @@ class InvalidType(Error, TypeError):
 
 
 class Unavailable(Error):
-    """This kernel, or this build of Python, cannot do what was asked.
+    """What was asked is beyond this kernel, or beyond this build of Python.
 
     ``remedy`` is one sentence that says what would help, or None where nothing would.
     """

@@ -111,11 +111,9 @@ def set_ulp(sock: HasFileno | int, name: bytes = b"tls") -> None:
 
 
 def get_ulp(sock: HasFileno | int) -> bytes:
-    """The name of the attached upper layer protocol, empty if there is none: getsockopt(TCP_ULP)."""
+    """The attached upper layer protocol, empty if there is none: getsockopt(TCP_ULP)."""
     # TCP_ULP_NAME_MAX is 16.  Without a protocol the kernel answers with length 0.
-    value = _getsockopt(
-        _descriptor(sock), socket.IPPROTO_TCP, TCP_ULP, 16, "getsockopt(TCP_ULP)"
-    )
+    value = _getsockopt(_descriptor(sock), socket.IPPROTO_TCP, TCP_ULP, 16, "getsockopt(TCP_ULP)")
     return bytes(value).partition(b"\0")[0]
 
 
@@ -298,9 +296,7 @@ def set_crypto_info(sock: HasFileno | int, direction: int, info: CryptoInfo) -> 
         raise InvalidType(f"info must be a CryptoInfo, not {type(info).__name__}")
     packed = info.pack()
     try:
-        _setsockopt(
-            _descriptor(sock), SOL_TLS, direction, packed, f"setsockopt(SOL_TLS, {name})"
-        )
+        _setsockopt(_descriptor(sock), SOL_TLS, direction, packed, f"setsockopt(SOL_TLS, {name})")
     finally:
         packed[:] = bytes(len(packed))
 
@@ -437,9 +433,7 @@ def attach(fd: int) -> None:
             raise HandoffRefused(
                 f"the socket already has the upper layer protocol {name.decode(errors='replace')!r}"
             )
-        raise Unavailable(
-            "the kernel accepted TCP_ULP and attached nothing: it has no kernel TLS"
-        )
+        raise Unavailable("the kernel accepted TCP_ULP and attached nothing: it has no kernel TLS")
 
 
 def install(

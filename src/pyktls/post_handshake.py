@@ -180,13 +180,9 @@ class PostHandshake:
         if description == CLOSE_NOTIFY:
             yield CloseNotifyReceived()
             return
-        if self._version == TLS_1_3:
-            # The level says nothing there: all but these two end the connection (RFC 8446
-            # section 6).  user_canceled announces a close_notify (section 6.1).
-            ends = description != USER_CANCELED
-        else:
-            ends = level != WARNING
-        if ends:
+        # In TLS 1.3 the level says nothing: all but close_notify and user_canceled, which announces
+        # one, end the connection (RFC 8446 sections 6 and 6.1).
+        if description != USER_CANCELED if self._version == TLS_1_3 else level != WARNING:
             yield AlertReceived(level, description)
             return
         self._warnings += 1

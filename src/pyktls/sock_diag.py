@@ -73,9 +73,7 @@ def _request(sock: socket.socket) -> bytes:
         + identity
         + _NO_COOKIE
     )
-    header = _NLMSGHDR.pack(
-        _NLMSGHDR.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0
-    )
+    header = _NLMSGHDR.pack(_NLMSGHDR.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     return header + body
 
 

@@ -27,7 +27,6 @@ import errno
 import os
 import select
 import socket
-import ssl
 import struct
 import sys
 import threading
@@ -73,6 +72,7 @@ from .status import Status, status
 from .switch import check_socket, install_fd, rekey_fd
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable
 
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -203,9 +203,7 @@ class KTLSSocket(socket.socket):
         received = self.recv_into(buffer, 0, flags)
         return bytes(memoryview(buffer)[:received])
 
-    def recv_into(
-        self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /
-    ) -> int:
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /) -> int:
         """Receive into ``buffer``; returns the number of bytes, 0 after the peer's close_notify."""
         if nbytes < 0:
             raise InvalidValue("negative buffersize in recv_into")
@@ -304,9 +302,7 @@ class KTLSSocket(socket.socket):
         self._not_data(piece, record_type, msg_flags, flags, len(view), deadline)
         return 0 if self._receive_ended else None
 
-    def _recv_once(
-        self, bufsize: int, flags: int, deadline: _records.Deadline
-    ) -> bytes | None:
+    def _recv_once(self, bufsize: int, flags: int, deadline: _records.Deadline) -> bytes | None:
         """The same into new bytes."""
         fd = self._descriptor()
         try:
@@ -343,7 +339,9 @@ class KTLSSocket(socket.socket):
         """Deal with what a read returned that was no application data."""
         if record_type == _records.NO_RECORD_TYPE:
             if piece:
-                self._fail(INTERNAL_ERROR, RecordError("the kernel gave data without a record type"))
+                self._fail(
+                    INTERNAL_ERROR, RecordError("the kernel gave data without a record type")
+                )
             self._receive_error = TruncationError(
                 "the peer closed the connection without close_notify: "
                 "what was received may be incomplete"
@@ -499,7 +497,7 @@ class KTLSSocket(socket.socket):
         raise InvalidValue("a connected socket sends to no other address")
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """Send a file with sendfile(2): the kernel encrypts its pages, user space copies nothing.
+        """Send a file so that the kernel encrypts its pages as they are: with sendfile(2).
 
         As socket.sendfile, with its fallback to ``send`` for objects that are no real files.
         ``count`` beyond the end of the file means up to its end.
@@ -514,7 +512,7 @@ class KTLSSocket(socket.socket):
             return super().sendfile(file, offset, count)
 
     def _before_sending(self) -> _records.Deadline:
-        """What every send begins with, under the send lock; raises OSError if nothing can be sent."""
+        """What every send begins with, under the send lock; OSError if nothing can be sent."""
         self._descriptor()
         if self._send_ended:
             raise syscall_error(errno.EPIPE, "send after the end of the TLS connection")
@@ -697,7 +695,7 @@ def offload(ssl_sock: ssl.SSLSocket) -> KTLSSocket:
     """
     sslobj = ssl_object(ssl_sock)
     check_socket(ssl_sock)
-    if ssl_sock._io_refs:  # type: ignore[attr-defined]
+    if ssl_sock._io_refs:  # type: ignore[attr-defined]  # noqa: SLF001
         raise HandoffRefused(
             "file objects made by makefile() are open on the socket, and may hold data: close them"
         )
@@ -707,13 +705,14 @@ def offload(ssl_sock: ssl.SSLSocket) -> KTLSSocket:
         sock.settimeout(ssl_sock.gettimeout())
         install_fd(sock.fileno(), session, tx=True, rx=True)
     except BaseException:
-        sock._disown()
+        sock._disown()  # noqa: SLF001
         raise
     # The kernel has the connection.  From here on nothing may fail.
     pending = sslobj.pending()
     if pending:
-        sock._leftover = sslobj.read(pending)  # from OpenSSL's memory: it does not ask the socket
+        # This comes out of OpenSSL's memory; the socket is not asked.
+        sock._leftover = sslobj.read(pending)  # noqa: SLF001
     ssl_sock.detach()
     native.leave(sslobj)
-    ssl_sock._sslobj = None  # type: ignore[attr-defined]
+    ssl_sock._sslobj = None  # type: ignore[attr-defined]  # noqa: SLF001
     return sock

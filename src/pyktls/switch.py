@@ -14,6 +14,7 @@ import secrets
 import socket
 import ssl
 import sys
+
 from .ciphers import NONCE_LENGTH, TLS_1_2
 from .errors import HandoffRefused, InvalidType, InvalidValue, Unavailable
 from .key_schedule import next_traffic_secret, traffic_keys, wipe

@@ -53,7 +53,7 @@ OVERLAID = ("/etc", "/lib", "/home", "/opt", "/srv", "/usr", "/var", TMP)
 # Python installed here shares its directory with everything else.
 SYSTEM_PREFIXES = (Path("/"), Path("/usr"), Path("/usr/local"))
 
-CONSOLE_LINES = 30
+CONSOLE_LINES = 60
 KERNEL_COMPLAINT = re.compile(rb"\b(WARNING: |BUG: |Oops: |general protection fault)")
 
 
@@ -343,7 +343,7 @@ def _kept(argv: Sequence[str], scratch: Path) -> Iterator[int]:
     }  # fmt: skip
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", keeper.__file__, str(lifeline), *argv],
+            [sys.executable, "-I", "-S", keeper.__file__, str(lifeline), str(scratch), *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -14,13 +14,12 @@ owner, which must be the object in hand.
 
 from __future__ import annotations
 
+import _ssl
 import functools
 import ssl
 import sys
 import threading
 from typing import TYPE_CHECKING
-
-import _ssl
 
 from pyktls._kernel import ffi, lib
 from pyktls.ciphers import TLS_1_2, TLS_1_3, CipherSuite, find_suite
@@ -132,6 +131,12 @@ class _Snapshot:
 
 def _refusals(seen: Any, *, drained: bool) -> Iterator[str]:
     """Why this connection cannot be handed over now, the most telling reason first."""
+    yield from _wrong_state(seen)
+    yield from _wrong_kind(seen)
+    yield from _something_left(seen, drained=drained)
+
+
+def _wrong_state(seen: Any) -> Iterator[str]:
     if seen.in_init:
         yield "the handshake, or a message after it, is not finished"
     if seen.shutdown:
@@ -143,12 +148,18 @@ def _refusals(seen: Any, *, drained: bool) -> Iterator[str]:
             "nobody watched the handshake: call pyktls.watch(context) before the connection is "
             "made (a context that sni_callback switches to has to be watched as well)"
         )
+
+
+def _wrong_kind(seen: Any) -> Iterator[str]:
     if seen.ktls_send or seen.ktls_recv:
         yield "OpenSSL has itself switched this connection to kernel TLS (OP_ENABLE_KTLS)"
     if seen.compressed:
         yield "the connection uses TLS compression"
     if seen.early_data:
         yield "the connection began with early data"
+
+
+def _something_left(seen: Any, *, drained: bool) -> Iterator[str]:
     if not drained and seen.pending:
         yield (
             f"OpenSSL still holds {seen.pending} bytes of received plaintext: read them first, or "
@@ -183,9 +194,7 @@ def _secrets_missing(seen: Any) -> str:
             "the traffic secrets were not seen: another keylog callback replaced the one of "
             "pyktls (set keylog_filename before pyktls.watch, not after)"
         )
-    return (
-        "the traffic secrets were not seen: the context was not watched when the handshake began"
-    )
+    return "the traffic secrets were not seen: the context was not watched when the handshake began"
 
 
 def _tls13_keys(suite: CipherSuite, half: Any) -> DirectionKeys:
