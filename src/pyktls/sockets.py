@@ -497,7 +497,7 @@ class KTLSSocket(socket.socket):
         raise InvalidValue("a connected socket sends to no other address")
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """Send a file so that the kernel encrypts its pages as they are: with sendfile(2).
+        """Send a file; the kernel encrypts its pages as they are.
 
         As socket.sendfile, with its fallback to ``send`` for objects that are no real files.
         ``count`` beyond the end of the file means up to its end.
