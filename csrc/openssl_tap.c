@@ -38,10 +38,12 @@
 #define BIO_GET_KTLS_SEND 73
 #define BIO_GET_KTLS_RECV 76
 #define EARLY_DATA_ACCEPTED 2
+#define KEY_UPDATE_NONE (-1)
 
 typedef void (*keylog_callback)(const void *ssl, const char *line);
 typedef void (*message_callback)(int write, int version, int content_type, const void *data,
                                  size_t size, void *ssl, void *argument);
+typedef void (*info_callback)(const void *ssl, int where, int result);
 typedef void (*ex_free_callback)(void *parent, void *pointer, void *ex_data, int index,
                                  long argument_long, void *argument_pointer);
 
@@ -54,6 +56,9 @@ typedef void (*ex_free_callback)(void *parent, void *pointer, void *ex_data, int
     F(SSL_CTX_get_keylog_callback, keylog_callback, (const void *))                                \
     F(SSL_CTX_set_keylog_callback, void, (void *, keylog_callback))                                \
     F(SSL_CTX_set_msg_callback, void, (void *, message_callback))                                  \
+    F(SSL_CTX_get_info_callback, info_callback, (const void *))                                    \
+    F(SSL_CTX_set_info_callback, void, (void *, info_callback))                                    \
+    F(SSL_set_msg_callback, void, (void *, message_callback))                                      \
     F(SSL_get_ex_data, void *, (const void *, int))                                                \
     F(SSL_set_ex_data, int, (void *, int, void *))                                                 \
     F(SSL_get_SSL_CTX, void *, (const void *))                                                     \
@@ -63,6 +68,7 @@ typedef void (*ex_free_callback)(void *parent, void *pointer, void *ex_data, int
     F(SSL_get_shutdown, int, (const void *))                                                       \
     F(SSL_set_shutdown, void, (void *, int))                                                       \
     F(SSL_pending, int, (const void *))                                                            \
+    F(SSL_get_key_update_type, int, (const void *))                                                \
     F(SSL_get_rbio, void *, (const void *))                                                        \
     F(SSL_get_wbio, void *, (const void *))                                                        \
     F(SSL_get_current_cipher, const void *, (const void *))                                        \
@@ -95,9 +101,10 @@ struct tap {
     int broken;              /* something came that the counts do not cover */
 };
 
-/* What hangs on an SSL_CTX: the keylog callback that was there before ours. */
+/* What hangs on an SSL_CTX that is watched: the callbacks that were there before ours. */
 struct chain {
     keylog_callback previous;
+    info_callback previous_info;
 };
 
 /* ---- the callbacks --------------------------------------------------------------------------- */
@@ -128,6 +135,10 @@ static struct tap *tap_of(void *ssl) {
         }
     }
     return tap;
+}
+
+static struct chain *chain_of(const void *ssl_ctx) {
+    return openssl.SSL_CTX_get_ex_data(ssl_ctx, openssl.context_index);
 }
 
 static int hex_digit(char c) {
@@ -167,7 +178,8 @@ static int begins_with(const char *line, const char *label) {
 static void on_keylog(const void *ssl, const char *line) {
     int of_server = begins_with(line, "SERVER_TRAFFIC_SECRET_");
     if (of_server || begins_with(line, "CLIENT_TRAFFIC_SECRET_")) {
-        struct tap *tap = tap_of((void *)ssl);
+        /* None if the message callback has not seen a record: the counts would be wrong. */
+        struct tap *tap = openssl.SSL_get_ex_data(ssl, openssl.connection_index);
         const char *hex = strrchr(line, ' ');
         if (tap != NULL && hex != NULL) {
             int written_by_us = of_server == (openssl.SSL_is_server(ssl) != 0);
@@ -178,8 +190,7 @@ static void on_keylog(const void *ssl, const char *line) {
             half->live = 1;
         }
     }
-    void *context = openssl.SSL_get_SSL_CTX(ssl);
-    const struct chain *chain = openssl.SSL_CTX_get_ex_data(context, openssl.context_index);
+    const struct chain *chain = chain_of(openssl.SSL_get_SSL_CTX(ssl));
     if (chain != NULL && chain->previous != NULL) {
         chain->previous(ssl, line);
     }
@@ -235,6 +246,21 @@ static void on_message(int write, int version, int content_type, const void *dat
     }
 }
 
+/*
+ * CPython takes the message callback off a connection whose context is changed (sni_callback).
+ * This one belongs to the context, so it comes at the next step of the handshake, before another
+ * record is sent or received, and puts ours back.
+ */
+static void on_info(const void *ssl, int where, int result) {
+    if (openssl.SSL_get_ex_data(ssl, openssl.connection_index) != NULL) {
+        openssl.SSL_set_msg_callback((void *)ssl, on_message);
+    }
+    const struct chain *chain = chain_of(openssl.SSL_get_SSL_CTX(ssl));
+    if (chain != NULL && chain->previous_info != NULL) {
+        chain->previous_info(ssl, where, result);
+    }
+}
+
 /* ---- what kernel.h's neighbours call ---------------------------------------------------------- */
 
 int pyktls_tap_open(const char *path) {
@@ -286,7 +312,7 @@ int pyktls_tap_watch(void *ssl_ctx) {
     if (!openssl.open) {
         return PYKTLS_TAP_NOT_OPEN;
     }
-    struct chain *chain = openssl.SSL_CTX_get_ex_data(ssl_ctx, openssl.context_index);
+    struct chain *chain = chain_of(ssl_ctx);
     if (chain == NULL) {
         chain = calloc(1, sizeof(*chain));
         if (chain == NULL) {
@@ -302,6 +328,11 @@ int pyktls_tap_watch(void *ssl_ctx) {
         chain->previous = present;
         openssl.SSL_CTX_set_keylog_callback(ssl_ctx, on_keylog);
     }
+    info_callback present_info = openssl.SSL_CTX_get_info_callback(ssl_ctx);
+    if (present_info != on_info) {
+        chain->previous_info = present_info;
+        openssl.SSL_CTX_set_info_callback(ssl_ctx, on_info);
+    }
     openssl.SSL_CTX_set_msg_callback(ssl_ctx, on_message);
     return PYKTLS_TAP_OK;
 }
@@ -312,12 +343,12 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
         return PYKTLS_TAP_NOT_OPEN;
     }
     const struct tap *tap = openssl.SSL_get_ex_data(ssl, openssl.connection_index);
-    if (tap != NULL && !tap->broken) {
+    void *context = openssl.SSL_get_SSL_CTX(ssl);
+    if (tap != NULL && !tap->broken && chain_of(context) != NULL) {
         out->watched = 1;
         out->read = tap->read;
         out->write = tap->write;
     }
-    void *context = openssl.SSL_get_SSL_CTX(ssl);
     out->keylog_replaced = openssl.SSL_CTX_get_keylog_callback(context) != on_keylog;
     out->version = openssl.SSL_version(ssl);
     const void *cipher = openssl.SSL_get_current_cipher(ssl);
@@ -326,6 +357,7 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
     out->in_init = openssl.SSL_in_init(ssl) != 0;
     out->shutdown = openssl.SSL_get_shutdown(ssl);
     out->pending = openssl.SSL_pending(ssl);
+    out->key_update_due = openssl.SSL_get_key_update_type(ssl) != KEY_UPDATE_NONE;
     out->compressed = openssl.SSL_get_current_compression(ssl) != NULL;
     out->early_data = openssl.SSL_get_early_data_status(ssl) == EARLY_DATA_ACCEPTED;
 

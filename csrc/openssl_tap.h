@@ -37,7 +37,8 @@ struct pyktls_tap_half {
 };
 
 struct pyktls_tap_snapshot {
-    int32_t watched; /* our callbacks were on the context when the connection was made */
+    int32_t watched; /* our callbacks were on the context when the connection was made, and are on
+                        the one that it uses now */
     int32_t keylog_replaced; /* another keylog callback has since taken the place of ours */
     int32_t version;         /* 0x0303, 0x0304, ... */
     int32_t suite;           /* IANA number of the cipher suite, -1 before there is one */
@@ -45,6 +46,7 @@ struct pyktls_tap_snapshot {
     int32_t in_init;  /* a handshake, or a post-handshake message, is under way */
     int32_t shutdown; /* 1: close_notify was sent, 2: one was received */
     int32_t pending;  /* bytes of plaintext that OpenSSL still holds */
+    int32_t key_update_due; /* the peer asked for a KeyUpdate that has not been sent yet */
     int32_t compressed;
     int32_t early_data; /* early data was accepted */
     int32_t ktls_send;  /* OpenSSL has itself switched this direction to the kernel */

@@ -20,21 +20,17 @@ Everything else is the host's, read-only or with changes that vanish with the gu
 and `/dev/shm` are in memory.
 """
 
-from .boot import DEFAULT_CPUS, DEFAULT_MEMORY, GuestError, Result, boot, run
+from .boot import GuestError, run
 from .errors import LabError
 from .kernels import NAMES, STOCK, Kernel, cached, obtain
 from .tools import missing_tools
 
 __all__ = [
-    "DEFAULT_CPUS",
-    "DEFAULT_MEMORY",
     "NAMES",
     "STOCK",
     "GuestError",
     "Kernel",
     "LabError",
-    "Result",
-    "boot",
     "cached",
     "missing_tools",
     "obtain",

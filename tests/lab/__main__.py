@@ -71,12 +71,12 @@ def run_all(options: argparse.Namespace) -> int:
     env = chosen_environment(options.env)
     summary: list[str] = []
     overall = 0
-    for name in options.kernel or STOCK:
+    for wanted in options.kernel or STOCK:
         started = time.monotonic()
-        release = "-"
+        name, release = wanted, "-"
         try:
-            with obtain(name) as kernel:
-                release = kernel.release
+            with obtain(wanted) as kernel:
+                name, release = kernel.name, kernel.release
                 result = boot(
                     kernel, options.command, memory=options.memory, cpus=options.cpus,
                     icount=options.icount, timeout=options.timeout, env=env,

@@ -34,7 +34,7 @@ from .tools import require, require_all, search_path
 
 DEFAULT_MEMORY = "2G"
 DEFAULT_CPUS = 2
-BOOT_TIMEOUT = 180.0  # takes 10 s; much more on a busy machine, and with icount
+BOOT_TIMEOUT = 300.0  # it takes 10 s; much more on a busy machine, and with icount
 
 # What the command sees of the host's environment. Add to it with `env=` or `--env`.
 PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TERM", "NO_COLOR", "CI")

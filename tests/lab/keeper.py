@@ -3,8 +3,8 @@
 How this works. The lab starts this small program, and this one starts virtme-ng in a process group
 of its own. The lab holds the writing end of a pipe, the lifeline. The kernel closes it when the
 lab is gone for whatever reason; then, or as soon as virtme-ng ends by itself, the whole group is
-killed and reaped, and the lab's scratch directory removed. (A parent-death signal would not do: it reaches one process, and QEMU is the
-great-grandchild of virtme-ng.)
+killed and reaped, and the lab's scratch directory removed. (A parent-death signal would not do:
+it reaches one process, and QEMU is the great-grandchild of virtme-ng.)
 
     python keeper.py LIFELINE_FD SCRATCH_DIRECTORY COMMAND...
 """

@@ -52,7 +52,11 @@ def _context_pointer(context: ssl.SSLContext) -> Any:
 
 
 def _layout_is_as_expected() -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Behind SSL *ssl stands the context, whose address is known.
+    sslobj = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
+    if _pointer_at(sslobj, _SSL_OFFSET + _POINTER_SIZE) != ffi.cast("void *", id(context)):
+        return False
     pointer = _context_pointer(context)
     if pointer == ffi.NULL:
         return False
@@ -60,7 +64,8 @@ def _layout_is_as_expected() -> bool:
         if lib.pyktls_tap_context_options(pointer) != int(context.options):
             return False
         context.options ^= ssl.OP_NO_TICKET
-    return True
+    owner = ffi.cast("void *", id(sslobj))
+    return bool(lib.pyktls_tap_owned_by(_pointer_at(sslobj, _SSL_OFFSET), owner))
 
 
 @functools.cache
@@ -153,6 +158,9 @@ def _wrong_state(seen: Any) -> Iterator[str]:
 def _wrong_kind(seen: Any) -> Iterator[str]:
     if seen.ktls_send or seen.ktls_recv:
         yield "OpenSSL has itself switched this connection to kernel TLS (OP_ENABLE_KTLS)"
+    if seen.key_update_due:
+        # RFC 8446 section 4.6.3: it comes before our next application data.
+        yield "the peer asked for a KeyUpdate that is not sent yet: send some data first"
     if seen.compressed:
         yield "the connection uses TLS compression"
     if seen.early_data:

@@ -1,0 +1,49 @@
+# What a developer, a newcomer and CI call.  `make` alone lists it.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY      = $(VENV)/bin/python
+SETUP   = PYTHON=$(PYTHON) PYKTLS_VENV=$(VENV) tests/setup.sh
+# make demo KERNEL="6.12 7.3", make test KERNEL=path/to/bzImage
+KERNEL ?=
+KERNELS = $(foreach k,$(KERNEL),--kernel $(k))
+
+.PHONY: help demo test test-all lint format clean
+
+help:
+	@echo 'make demo      a real file over kernel TLS, checked at the far end'
+	@echo 'make test      the whole test suite, on this kernel or in the lab'
+	@echo 'make test-all  the same with every Python and every variant there is'
+	@echo 'make lint      ruff, mypy --strict, the C compiler with -Werror'
+	@echo 'make clean     remove what was built'
+	@echo
+	@echo 'The lab boots real kernels in QEMU where this one has no TLS; KERNEL="6.1 7.3" chooses.'
+
+demo:
+	$(SETUP) lab
+	$(PY) -m tests.demo $(KERNELS) $(ARGS)
+
+test:
+	$(SETUP) lab,test
+	$(PY) -m tests.run $(KERNELS) $(ARGS)
+
+test-all: lint test demo
+
+lint:
+	$(SETUP) lint,lab,test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy tests/lab tests/run.py tests/demo.py
+	set -e; for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
+	for file in csrc/*.c; do \
+		echo $$cc $$file; \
+		$$cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Werror -O2 -fsyntax-only $$file; \
+	done; done
+
+format:
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build dist test-results src/*.egg-info src/pyktls/*.so src/pyktls/_kernel.c

@@ -1,0 +1,38 @@
+"""What decides whether a test may run here at all.
+
+tests/kernel needs a kernel with TLS, tests/kernel_absent one without.  Neither is ever skipped for
+that: on the wrong kernel they fail, and say how to run them.  tests/run.py knows the right kernel
+for each and is what `make test` calls.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from support.own_kernel import has_kernel_tls
+
+HERE = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    wants = {HERE / "kernel": True, HERE / "kernel_absent": False}
+    here: bool | None = None
+    for item in items:
+        for directory, wanted in wants.items():
+            if directory not in item.path.parents:
+                continue
+            if here is None:
+                here = has_kernel_tls()
+            item.add_marker(pytest.mark.kernel)
+            if here is not wanted:
+                item.add_marker(pytest.mark.usefixtures("wrong_kernel"))
+
+
+@pytest.fixture
+def wrong_kernel() -> None:
+    pytest.fail(
+        "this kernel is the wrong one for the test (tests/kernel needs TLS, tests/kernel_absent "
+        "needs its absence); `make test` boots the right ones",
+        pytrace=False,
+    )

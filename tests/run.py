@@ -1,0 +1,137 @@
+"""Runs the whole suite: on this machine what any kernel can run, the rest on real kernels.
+
+    python -m tests.run [--kernel NAME|PATH ...] [--no-host] [PYTEST ARGUMENTS]
+
+If this machine's own kernel has TLS the kernel tests run here, unless kernels are named; otherwise
+in the lab, on each of its kernels in turn, and the tests of a kernel without TLS in the lab's
+kernel without the module.  Ends with one line for each part.  A kernel test that was skipped, or a
+part that ran no test, is a failure: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+
+from tests import lab
+from tests.support.own_kernel import has_kernel_tls
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "test-results"
+KERNELS = ("6.1", "6.12", "7.3")
+WITHOUT_TLS = "6.12-notls"
+HOST = "this machine"
+TIMEOUT = 3600.0
+
+
+@dataclass
+class Part:
+    """One run of pytest on one kernel."""
+
+    name: str
+    kernel: str
+    paths: tuple[str, ...]
+    skips_allowed: bool = False
+    status: int | None = None
+    seconds: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def report(self) -> pathlib.Path:
+        return RESULTS / f"{self.name} {self.kernel}.xml".replace("/", "_").replace(" ", "-")
+
+    @property
+    def failed(self) -> str:
+        """Why this part failed, empty if it did not."""
+        if self.status is None:
+            return "the lab could not run it"
+        if self.status != 0:
+            return f"exit status {self.status}"
+        if not self.counts.get("tests"):
+            return "no test ran"
+        if self.counts["skipped"] and not self.skips_allowed:
+            return "kernel tests were skipped"
+        return ""
+
+    def run(self, arguments: list[str]) -> None:
+        self.report.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", *self.paths, f"--junitxml={self.report}"]
+        command += ["-p", "no:cacheprovider", "-q", *arguments]
+        print(f"\n==== {self.name}, {self.kernel}\n", flush=True)
+        begin = time.monotonic()
+        if self.kernel == HOST:
+            self.status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        else:
+            try:
+                self.status = lab.run(self.kernel, command, timeout=TIMEOUT)
+            except lab.LabError as e:
+                print(f"lab: {e}", file=sys.stderr)
+        self.seconds = time.monotonic() - begin
+        self.counts = read_counts(self.report)
+
+
+def read_counts(report: pathlib.Path) -> dict[str, int]:
+    """Counts from a JUnit report; expected failures are told apart from skips."""
+    counts = {"tests": 0, "passed": 0, "failed": 0, "skipped": 0, "xfailed": 0}
+    if not report.exists():
+        return counts
+    # Our own pytest wrote it.
+    for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314
+        counts["tests"] += 1
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            counts["failed"] += 1
+        elif skipped is None:
+            counts["passed"] += 1
+        elif skipped.get("type") == "pytest.xfail":
+            counts["xfailed"] += 1
+        else:
+            counts["skipped"] += 1
+    return counts
+
+
+def plan(kernels: list[str], *, host: bool) -> list[Part]:
+    parts = []
+    if host:
+        parts.append(Part("unit", HOST, ("tests/unit",), skips_allowed=True))
+    has_tls = has_kernel_tls()
+    chosen = kernels or ([HOST] if has_tls else KERNELS)
+    parts.extend(Part("kernel", kernel, ("tests/kernel",)) for kernel in chosen)
+    absent = WITHOUT_TLS if has_tls or kernels else HOST
+    parts.append(Part("kernel without TLS", absent, ("tests/kernel_absent",)))
+    if not has_tls and not kernels:
+        # Twice: a kernel that never had TLS, and one whose module is missing.
+        parts.append(Part("kernel without TLS", WITHOUT_TLS, ("tests/kernel_absent",)))
+    return parts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kernel", action="append", default=[], metavar="NAME|PATH")
+    parser.add_argument("--no-host", action="store_true", help="only the kernel tests")
+    options, arguments = parser.parse_known_args()
+    RESULTS.mkdir(exist_ok=True)
+    parts = plan(options.kernel, host=not options.no_host)
+    for part in parts:
+        part.run(arguments)
+    print(
+        f"\n{'part':<20}{'kernel':<14}{'passed':>7}{'failed':>7}{'skipped':>8}{'xfail':>6}{'s':>6}"
+    )
+    for part in parts:
+        c = part.counts
+        print(
+            f"{part.name:<20}{part.kernel:<14}{c['passed']:>7}{c['failed']:>7}{c['skipped']:>8}"
+            f"{c['xfailed']:>6}{part.seconds:>6.0f}  {part.failed or 'ok'}"
+        )
+    total = {key: sum(p.counts[key] for p in parts) for key in ("passed", "failed", "skipped")}
+    print("\n{passed} passed, {failed} failed, {skipped} skipped".format(**total))
+    return 1 if any(part.failed for part in parts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

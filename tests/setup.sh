@@ -1,0 +1,63 @@
+#!/bin/sh
+# Makes .venv with pyktls built and installed in it, and gets what that needs.
+#
+#   tests/setup.sh [EXTRA,...]      extras of pyproject.toml; default: lab
+#
+# On Debian and Ubuntu missing system packages are installed with apt-get, as root or through sudo.
+# Where nothing is missing, nothing is installed and root is not needed.  PYTHON names the
+# interpreter to use (3.11 or later), PYKTLS_VENV another place for the virtual environment.
+set -eu
+cd "$(dirname "$0")/.."
+extras=${1:-lab}
+python=${PYTHON:-python3}
+venv=${PYKTLS_VENV:-.venv}
+
+missing=""
+need() { # PACKAGE COMMAND...: the package is missing if the command fails
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+own_kernel_has_tls() {
+    # The module may be there and not loaded: root can load it.
+    [ -e /proc/net/tls_stat ] || { [ "$(id -u)" = 0 ] && modprobe tls; }
+}
+
+if ! command -v "$python" >/dev/null; then
+    missing="python3 python3-dev python3-venv"
+else
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "pyktls needs Python 3.11 or later; $python is $("$python" -V 2>&1). Set PYTHON." >&2
+        exit 1
+    }
+    need python3-venv "$python" -c 'import ensurepip, venv'
+    need python3-dev "$python" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'
+fi
+need gcc command -v gcc
+need libc6-dev test -e /usr/include/stdio.h
+need openssl command -v openssl
+if ! own_kernel_has_tls 2>/dev/null; then
+    need qemu-system-x86 command -v qemu-system-x86_64
+    need kmod sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v depmod'
+    need busybox-static command -v busybox
+    need file command -v file
+fi
+
+if [ -n "$missing" ]; then
+    sudo=""
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    if ! command -v apt-get >/dev/null || { [ -n "$sudo" ] && ! command -v sudo >/dev/null; }; then
+        echo "missing, and not to be installed from here (Debian's package names):$missing" >&2
+        exit 1
+    fi
+    echo "installing:$missing"
+    $sudo apt-get -q -o DPkg::Lock::Timeout=600 update
+    # shellcheck disable=SC2086
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 \
+        install --no-install-recommends $missing
+fi
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".[$extras]"

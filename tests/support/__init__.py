@@ -1,0 +1,1 @@
+"""What several test files need.  Import it as ``support.tls``, ``support.records``, ..."""
