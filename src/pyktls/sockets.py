@@ -208,6 +208,8 @@ class KTLSSocket(socket.socket):
         if nbytes < 0:
             raise InvalidValue("negative buffersize in recv_into")
         with memoryview(buffer).cast("B") as whole, whole[: nbytes or len(whole)] as view:
+            if whole.readonly:
+                raise InvalidType("the buffer to receive into is read-only")
             if nbytes > len(whole):
                 raise InvalidValue("buffer too small for requested bytes")
             if not view:

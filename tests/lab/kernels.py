@@ -149,6 +149,8 @@ def _make(name: str, refresh: bool) -> None:
                 _copy_without(base, root, "tls")
         else:
             _fetch(name, root, Path(scratch))
+        if not root.exists():
+            return  # the one in the cache is the newest
         place = kernels / name
         if place.exists():
             place.rename(Path(scratch) / "old")
@@ -188,6 +190,9 @@ def _copy_without(base: Kernel, root: Path, module: str) -> None:
 def _fetch(series: str, root: Path, scratch: Path) -> None:
     apt = Apt(scratch / "apt", SUITES[series], find_mirrors())
     release, version = apt.newest(series)
+    known = cached(series)
+    if known and known.package_version == version:
+        return
     packages = apt.packages(release)
     say(f"fetching {', '.join(packages)} {version}")
     unpacked = scratch / "unpacked"

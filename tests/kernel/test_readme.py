@@ -1,0 +1,64 @@
+"""The README's example is run as it stands there."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+import trustme
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+
+
+def example() -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert isinstance(code, str)
+    return code
+
+
+def connect(port: int) -> socket.socket:
+    for _ in range(600):
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=30)
+        except ConnectionRefusedError:
+            time.sleep(0.1)  # until the example listens
+    raise AssertionError("the example does not listen")
+
+
+def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    content = bytes(range(256)) * 4096
+    (tmp_path / "file.bin").write_bytes(content)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = example()
+    assert "4433" in code
+    process = subprocess.Popen(
+        [sys.executable, "-c", code.replace("4433", str(port))],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.configure_trust(context)
+        with context.wrap_socket(connect(port), server_hostname="localhost") as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            received = b"".join(iter(lambda: client.recv(65536), b""))
+            client.unwrap()
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert received == b"HTTP/1.0 200 OK\r\n\r\n" + content
+    assert process.returncode == 0
+    assert "ulp='tls'" in output
+    assert "tx=<Mode.SOFTWARE: 'software'>" in output
