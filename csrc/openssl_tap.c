@@ -78,6 +78,7 @@ typedef void (*ex_free_callback)(void *parent, void *pointer, void *ex_data, int
     F(SSL_get_client_random, size_t, (const void *, unsigned char *, size_t))                      \
     F(SSL_get_server_random, size_t, (const void *, unsigned char *, size_t))                      \
     F(SSL_get_session, void *, (const void *))                                                     \
+    F(SSL_SESSION_get_max_fragment_length, uint8_t, (const void *))                                \
     F(SSL_SESSION_get_master_key, size_t, (const void *, unsigned char *, size_t))                 \
     F(BIO_number_read, uint64_t, (void *))                                                         \
     F(BIO_number_written, uint64_t, (void *))                                                      \
@@ -375,6 +376,11 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
     openssl.SSL_get_client_random(ssl, out->client_random, sizeof(out->client_random));
     openssl.SSL_get_server_random(ssl, out->server_random, sizeof(out->server_random));
     const void *session = openssl.SSL_get_session(ssl);
+    if (session != NULL) {
+        /* The extension's own codes: 1 stands for 2^9 bytes, 4 for 2^12; 0 for no agreement. */
+        int code = openssl.SSL_SESSION_get_max_fragment_length(session);
+        out->max_fragment = code == 0 ? 0 : 1 << (8 + code);
+    }
     if (session != NULL && out->version == VERSION_TLS_1_2) {
         out->master_length = (int32_t)openssl.SSL_SESSION_get_master_key(session, out->master,
                                                                          sizeof(out->master));

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
+
 from support.own_kernel import has_kernel_tls
 
 HERE = pathlib.Path(__file__).parent

@@ -564,10 +564,11 @@ class KTLSSocket(socket.socket):
 
     def shutdown(self, how: int, /) -> None:
         """As socket.shutdown; before the sending half ends, close_notify is sent."""
-        if how in (socket.SHUT_WR, socket.SHUT_RDWR):
-            with self._send_lock:
-                self._finish_sending(self._closing_deadline())
-        super().shutdown(how)
+        try:
+            if how in (socket.SHUT_WR, socket.SHUT_RDWR) and not self._is_dead():
+                self._finish_in_time("shutdown")
+        finally:
+            super().shutdown(how)
 
     def detach(self) -> int:
         """Give up the object and keep the descriptor, whose kernel TLS goes on.
@@ -587,9 +588,24 @@ class KTLSSocket(socket.socket):
         """Refused: the state after the handshake is in this object."""
         raise InvalidType("a KTLSSocket cannot be duplicated; os.dup(sock.fileno()) can")
 
-    def _closing_deadline(self) -> _records.Deadline:
-        timeout = self.gettimeout()
-        return _records.Deadline(timeout or self.close_timeout)
+    def _finish_in_time(self, call: str) -> None:
+        """_finish_sending within the socket's timeout, or close_timeout; else TimeoutError.
+
+        Another thread's send that does not come to its end counts as that: closing is the way to
+        interrupt it.
+        """
+        deadline = _records.Deadline(self.gettimeout() or self.close_timeout)
+        too_late = TimeoutError(
+            errno.ETIMEDOUT, f"{call}: the peer took no more data, and some was not delivered"
+        )
+        if not self._send_lock.acquire(timeout=deadline.remaining() or 0.0):
+            raise too_late
+        try:
+            self._finish_sending(deadline)
+        except TimeoutError:
+            raise too_late from None
+        finally:
+            self._send_lock.release()
 
     def _finish_sending(self, deadline: _records.Deadline) -> None:
         """Get everything out that was sent, and a close_notify after it.  Holds the send lock."""
@@ -626,12 +642,7 @@ class KTLSSocket(socket.socket):
         # socket.close comes here when the last file object of makefile() is closed too.
         try:
             if self.fileno() >= 0 and not self._is_dead() and not self._aborts():
-                with self._send_lock:
-                    self._finish_sending(self._closing_deadline())
-        except TimeoutError:
-            raise TimeoutError(
-                errno.ETIMEDOUT, "close: the peer took no more data; some of it was not delivered"
-            ) from None
+                self._finish_in_time("close")
         finally:
             super()._real_close(*args)  # type: ignore[misc]
             self._forget()

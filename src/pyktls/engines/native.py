@@ -163,6 +163,11 @@ def _wrong_kind(seen: Any) -> Iterator[str]:
         yield "the peer asked for a KeyUpdate that is not sent yet: send some data first"
     if seen.compressed:
         yield "the connection uses TLS compression"
+    if seen.max_fragment:
+        yield (
+            f"the handshake limited records to {seen.max_fragment} bytes (max_fragment_length), "
+            "which the kernel would not keep to"
+        )
     if seen.early_data:
         yield "the connection began with early data"
 
