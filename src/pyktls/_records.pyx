@@ -23,9 +23,18 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from pyktls.errors import syscall_error
+
+
+cdef extern from "<time.h>" nogil:
+    # Not posix.time: its header, <sys/time.h>, declares these only by way of Python.h, if at all.
+    ctypedef long time_t
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *time)
 
 
 cdef extern from "<poll.h>" nogil:

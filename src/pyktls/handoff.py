@@ -74,14 +74,14 @@ def extract(ssl_sock: ssl.SSLSocket) -> Session:
     but an SSLSocket, Unavailable where this Python's OpenSSL cannot be reached.
     """
     session = native.extract(ssl_object(ssl_sock))
-    numbers = session.tx.sequence, session.rx.sequence
+    progress = native.progress(ssl_object(ssl_sock))
     reference = weakref.ref(ssl_sock)
 
     def moved() -> bool:
         alive = reference()
         sslobj = None if alive is None else getattr(alive, "_sslobj", None)
         # Without its object nobody can have used the connection since.
-        return sslobj is not None and native.sequences(sslobj) != numbers
+        return sslobj is not None and native.progress(sslobj) != progress
 
     session.watch_over(moved)
     return session

@@ -54,7 +54,8 @@ OVERLAID = ("/etc", "/lib", "/home", "/opt", "/srv", "/usr", "/var", TMP)
 SYSTEM_PREFIXES = (Path("/"), Path("/usr"), Path("/usr/local"))
 
 CONSOLE_LINES = 60
-KERNEL_COMPLAINT = re.compile(rb"\b(WARNING: |BUG: |Oops: |general protection fault)")
+# Right after the time stamp: virtme-ng's init writes warnings of its own to the kernel's log.
+KERNEL_COMPLAINT = re.compile(rb"\] (WARNING: |BUG: |Oops: |general protection fault)")
 
 
 class GuestError(LabError):

@@ -133,6 +133,8 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         near = socket.create_connection(listener.getsockname(), TIMEOUT)
         far, _ = listener.accept()
     far.settimeout(TIMEOUT)
+    for sock in (near, far):  # small records, one after the other: do not collect them
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return near, far
 
 

@@ -265,6 +265,13 @@ def test_a_failure_shows_the_end_of_the_console_as_plain_text() -> None:
     assert "longer than 5 s" in str(session._failure())
 
 
+def test_the_kernels_own_complaints_are_counted() -> None:
+    console = boot._Console(None)
+    console.write(b"[    5.6] virtme-ng-init: WARNING: failed to run ip\n[    6.0] WARNING: CPU: 0")
+    console.write(b" PID: 1 at net/tls/tls_sw.c:1\n[    6.1] BUG: kernel NULL pointer\n")
+    assert console.complaints == 2
+
+
 def test_the_keeper_ends_everything_when_the_lifeline_closes(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

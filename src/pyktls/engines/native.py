@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["extract", "leave", "sequences", "watch", "why_not"]
+__all__ = ["extract", "leave", "progress", "watch", "why_not"]
 
 _POINTER_SIZE = ffi.sizeof("void *")
 _CTX_OFFSET = object.__basicsize__
@@ -269,10 +269,10 @@ def extract(sslobj: object, *, drained: bool = False) -> Session:
         return _session_from(seen)
 
 
-def sequences(sslobj: object) -> tuple[int, int]:
-    """The numbers of the next record to send and to receive, as they are now."""
+def progress(sslobj: object) -> tuple[int, int]:
+    """The bytes that OpenSSL has sent and received so far; unlike the numbers they only grow."""
     with _Snapshot(sslobj) as seen:
-        return seen.write.sequence, seen.read.sequence
+        return seen.write.moved_bytes, seen.read.moved_bytes
 
 
 def leave(sslobj: object) -> None:
