@@ -298,6 +298,9 @@ class KTLSSocket(socket.socket):
             self._receive_failed(e)
         if record_type == APPLICATION_DATA:
             self._data_arrives()
+            if not received and flags & socket.MSG_PEEK:
+                # Empty records with something else behind them: a look does not take them away.
+                _records.recv(fd, 1, 0, deadline)
             return received or None  # an empty record is no end of the stream
         piece = bytes(view[:received])
         view[:received] = bytes(received)  # not the caller's
@@ -624,9 +627,35 @@ class KTLSSocket(socket.socket):
                     )
                 except BlockingIOError:
                     continue
+                except OSError as e:
+                    # A broken record has come that nobody has read.  Taking the kernel's error for
+                    # it makes sending possible again.
+                    if e.errno in _BROKEN_RECORD and self.getsockopt(
+                        socket.SOL_SOCKET, socket.SO_ERROR
+                    ):
+                        continue
+                    raise
                 self._send_ended = True
             _wait_writable(fd, deadline)
         self._send_ended = True
+
+    def _take_in_unseen_records(self) -> None:
+        """Read what waits before the next data, such as session tickets, without waiting.
+
+        Linux answers unread bytes with a reset when the socket closes, and a reset takes from the
+        peer what it has not read yet.  For data that is as with any socket; for records that the
+        user never sees it must not be.
+        """
+        if self._receive_ended or self._receive_error or not self._receive_lock.acquire(False):
+            return
+        try:
+            view = memoryview(bytearray(1))
+            with contextlib.suppress(OSError, Error):
+                flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+                while self._recv_into_once(view, flags, _records.Deadline(_NO_WAIT)) is None:
+                    pass
+        finally:
+            self._receive_lock.release()
 
     def _is_dead(self) -> bool:
         """Whether an error has ended both directions, so that nothing is left to be delivered."""
@@ -643,6 +672,7 @@ class KTLSSocket(socket.socket):
         try:
             if self.fileno() >= 0 and not self._is_dead() and not self._aborts():
                 self._finish_in_time("close")
+                self._take_in_unseen_records()
         finally:
             super()._real_close(*args)  # type: ignore[misc]
             self._forget()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from lab import boot, guest, keeper, kernels, sources, tools
 from lab.__main__ import chosen_environment, parser
 from lab.errors import LabError

@@ -1,0 +1,461 @@
+"""Closing loses nothing.
+
+The kernel counts bytes as sent once they are encrypted, and pushes the rest of a record into the
+TCP queue later (net/tls/tls_sw.c, tls_tx_work).  close(2) and shutdown(2) do not wait for that:
+the rest of the last record is thrown away.  And data held back by MSG_MORE is not sent by either
+(the selftest's ``msg_more_unsent`` and ``shutdown_unsent`` are content with that).  The last test
+of the first part shows the loss with a plain socket, so that the others prove something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gc
+import os
+import pathlib
+import select
+import socket
+import struct
+import time
+
+import pytest
+
+import pyktls
+from pyktls import KTLSSocket, Role, TruncationError
+from pyktls.ciphers import TLS_1_2, TLS_1_3
+from support import kernel, tls
+from support.kernel import (
+    ONE_OF_EACH,
+    Background,
+    both_ways,
+    offloaded,
+    openssl_pair,
+    pattern,
+    recv_to_end,
+    suite_id,
+    wired,
+)
+from support.records import ALERT, APPLICATION_DATA
+
+over_versions = pytest.mark.parametrize("suite", ONE_OF_EACH, ids=suite_id)
+SUITE = kernel.suite(TLS_1_3)
+CLOSE_NOTIFY = (ALERT, b"\x01\x00")
+RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
+
+# Send buffers from 1 to 68 KB, where the end of a record seldom meets the end of the buffer.
+SEND_BUFFERS = [1024 + i * 4200 for i in range(17)]
+CHUNKS = (1000, 7777, 20_000)
+
+
+def fill(sock: socket.socket, chunk: int) -> bytes:
+    """Send until nothing more is taken; returns what was."""
+    data = pattern(2_000_000)
+    sock.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < len(data):
+            sent += sock.send(data[sent : sent + chunk])
+    return data[:sent]
+
+
+def what_arrives(end, send_buffer: int, chunk: int, own, other) -> tuple[bytes, bytes, list]:
+    """Fill a connection, end it by ``end(sock)``, and only then let the peer read."""
+    near, far = tls.tcp_pair()
+    with far:
+        with near:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            pyktls.install(near, own)
+            sock = KTLSSocket(own, near.detach())
+        wire = kernel.Wire(far, other)
+        far.settimeout(kernel.TIMEOUT)
+        sent = fill(sock, chunk)
+
+        def read():
+            time.sleep(0.02)
+            return wire.recv_all()
+
+        with Background(read) as reader:
+            end(sock)
+            received, others = reader.result()
+        kernel.close_quietly(sock)
+    return sent, received, others
+
+
+def end_by_close(sock):
+    sock.close()
+
+
+def end_by_shutdown(sock):
+    sock.shutdown(socket.SHUT_WR)
+
+
+def end_by_unwrap(sock):
+    """Non-blocking: repeated until everything is out; the peer does not answer."""
+    while True:
+        try:
+            sock.unwrap()
+        except BlockingIOError:
+            select.select([], [sock], [], kernel.TIMEOUT)
+            if sock._send_ended and not unsent(sock):
+                break
+    os.close(sock.detach())
+
+
+def unsent(sock) -> int:
+    siocoutq = 0x5411
+    return struct.unpack("i", fcntl.ioctl(sock, siocoutq, bytes(4)))[0]
+
+
+def end_by_plain_close(sock):
+    with socket.socket(fileno=sock.detach()) as plain:
+        plain.close()
+
+
+def lost_runs(end) -> list[tuple[int, int, int]]:
+    lost = []
+    for number, send_buffer in enumerate(SEND_BUFFERS):
+        suite = ONE_OF_EACH[number % 2]
+        for chunk in CHUNKS:
+            own, other = kernel.sessions(suite)
+            sent, received, others = what_arrives(end, send_buffer, chunk, own, other)
+            assert sent.startswith(received)
+            if received != sent or others != [CLOSE_NOTIFY]:
+                lost.append((send_buffer, chunk, len(sent) - len(received)))
+    return lost
+
+
+@pytest.mark.parametrize("end", [end_by_close, end_by_shutdown, end_by_unwrap])
+def test_all_that_was_sent_arrives_and_ends_with_close_notify(end):
+    assert lost_runs(end) == []
+
+
+def test_the_same_with_a_plain_close_loses_records():
+    """The control: without the closing protocol something is lost, in this very set-up."""
+    lost = [run for run in lost_runs(end_by_plain_close) if run[2]]
+    assert lost
+
+
+# ---- MSG_MORE --------------------------------------------------------------------------------
+
+
+@over_versions
+@pytest.mark.parametrize("end", [end_by_close, end_by_shutdown])
+def test_what_msg_more_held_back_is_sent_at_the_end(suite, end):
+    with wired(suite) as (sock, wire):
+        sock.sendall(b"sent, ")
+        sock.sendall(b"held back", socket.MSG_MORE)
+        end(sock)
+        assert wire.recv_all() == (b"sent, held back", [CLOSE_NOTIFY])
+
+
+def test_the_same_with_a_plain_close_loses_what_was_held_back():
+    with wired(SUITE) as (sock, wire):
+        sock.sendall(b"sent, ")
+        sock.sendall(b"held back", socket.MSG_MORE)
+        end_by_plain_close(sock)
+        assert wire.recv_all() == (b"sent, ", [])
+
+
+# ---- what the peer sees ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", kernel.VERSIONS, ids=kernel.VERSION_NAMES.get)
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("timeout", [None, 0.0, 5.0])
+def test_close_after_sending_much_to_openssl(version, role, timeout):
+    """Tickets that the client has never read must not turn the close into a reset."""
+    data = pattern(300_000)
+    with openssl_pair(version, role=role) as (own, peer):
+        sock = pyktls.offload(own)
+        peer.suppress_ragged_eofs = False  # an end without close_notify is an error
+        with Background(recv_to_end, peer) as receiver:
+            sock.sendall(data)
+            sock.settimeout(timeout)
+            time.sleep(0.05)
+            sock.close()
+            assert receiver.result() == data
+
+
+def test_close_with_unread_tickets_is_no_reset():
+    """Linux answers unread bytes with a reset at close(2), and a reset throws away what has not
+    been delivered yet.  Tickets that nobody asked for must not have that effect."""
+    data = pattern(150_000)
+    with openssl_pair(TLS_1_3, tickets=5) as (own, peer):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
+        sock = pyktls.offload(own)
+        kernel.wait_readable(sock)
+        sock.sendall(data)  # much of it is still in our send buffer when we close
+        sock.close()
+        time.sleep(0.1)
+        peer.suppress_ragged_eofs = False
+        assert recv_to_end(peer) == data
+
+
+def test_close_with_unread_data_is_a_reset_as_with_any_socket():
+    with wired(SUITE) as (sock, wire):
+        wire.raw(b"".join(wire.seal(APPLICATION_DATA, b"never read") for _ in range(5)))
+        kernel.wait_readable(sock)
+        sock.close()
+        with pytest.raises(ConnectionResetError):
+            wire.recv_all()
+
+
+@over_versions
+def test_shutdown_of_sending_leaves_receiving_open(suite):
+    with wired(suite) as (sock, wire):
+        sock.sendall(b"request")
+        sock.shutdown(socket.SHUT_WR)
+        assert wire.recv_all() == (b"request", [CLOSE_NOTIFY])
+        wire.send_data(b"answer")
+        assert sock.recv(100) == b"answer"
+        with pytest.raises(BrokenPipeError):
+            sock.send(b"x")
+        wire.close_notify()
+        assert sock.recv(100) == b""
+
+
+@over_versions
+def test_shutdown_of_receiving_leaves_sending_open(suite):
+    with wired(suite) as (sock, wire):
+        sock.shutdown(socket.SHUT_RD)
+        sock.sendall(b"still sent")
+        assert wire.recv_data(10) == b"still sent"
+        with pytest.raises(TruncationError):
+            sock.recv(1)
+
+
+def test_close_after_the_peer_has_reset():
+    with wired(SUITE) as (sock, wire):
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        wire.sock.close()
+        kernel.wait_readable(sock)
+        assert sock.close() is None
+        assert sock.fileno() == -1
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x17\x03\x03\xff\xff", b"\x17\x03\x01\x00\x40", b"HTTP/1.1 "]
+)
+def test_close_with_an_error_that_was_never_read(garbage):
+    """The kernel has a bad record and nobody looked: closing still delivers what was sent."""
+    with wired(SUITE) as (sock, wire):
+        sock.sendall(b"sent")
+        wire.raw(garbage + bytes(100))
+        kernel.wait_readable(sock)
+        sock.close()
+        assert sock.fileno() == -1
+        with contextlib.suppress(ConnectionResetError):
+            assert wire.recv_data(4) == b"sent"
+
+
+def clog(sock: socket.socket, wire: kernel.Wire) -> int:
+    """Send until nothing more is taken, to a peer that does not read; returns how much was."""
+    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+    sock.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(bytes(16384))
+    return sent
+
+
+# ---- how long it may take --------------------------------------------------------------------
+
+
+@over_versions
+@pytest.mark.parametrize("timeout", [None, 0.0])
+def test_close_timeout_bounds_it(suite, timeout):
+    with wired(suite) as (sock, wire):
+        clog(sock, wire)
+        sock.settimeout(timeout)
+        sock.close_timeout = 0.5
+        begin = time.monotonic()
+        with pytest.raises(TimeoutError) as caught:
+            sock.close()
+        assert 0.49 <= time.monotonic() - begin < 5
+        assert caught.value.errno == errno.ETIMEDOUT
+        assert str(caught.value) == (
+            "[Errno 110] close: the peer took no more data, and some was not delivered"
+        )
+        assert sock.fileno() == -1
+        sock.close()  # again is harmless
+
+
+def test_a_timeout_of_the_socket_bounds_it_too():
+    with wired(SUITE) as (sock, wire):
+        clog(sock, wire)
+        sock.settimeout(0.5)
+        begin = time.monotonic()
+        with pytest.raises(TimeoutError):
+            sock.close()
+        assert 0.49 <= time.monotonic() - begin < 5
+        assert sock.fileno() == -1
+
+
+def test_shutdown_is_bounded_too():
+    with wired(SUITE) as (sock, wire):
+        clog(sock, wire)
+        sock.settimeout(0.5)
+        with pytest.raises(TimeoutError, match="shutdown: the peer took no more data"):
+            sock.shutdown(socket.SHUT_WR)
+        assert sock.fileno() >= 0
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        wire.sock.close()
+
+
+def test_close_waits_for_a_slow_peer():
+    with wired(SUITE) as (sock, wire):
+        sent = clog(sock, wire)
+
+        def late():
+            time.sleep(0.5)
+            return wire.recv_all()
+
+        with Background(late) as reader:
+            begin = time.monotonic()
+            sock.close()
+            assert time.monotonic() - begin > 0.4
+            assert reader.result() == (bytes(sent), [CLOSE_NOTIFY])
+
+
+def test_linger_zero_is_an_immediate_reset():
+    with wired(SUITE) as (sock, wire):
+        clog(sock, wire)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        begin = time.monotonic()
+        sock.close()
+        assert time.monotonic() - begin < 0.5
+        with pytest.raises(ConnectionResetError):
+            wire.recv_all()
+
+
+# ---- the object ------------------------------------------------------------------------------
+
+
+def test_with_statement_closes():
+    with openssl_pair(TLS_1_2) as (own, peer):
+        peer.suppress_ragged_eofs = False
+        with pyktls.offload(own) as sock:
+            sock.sendall(b"data")
+        assert sock.fileno() == -1
+        assert recv_to_end(peer) == b"data"
+
+
+def test_a_forgotten_socket_warns_and_delivers():
+    own, other = kernel.sessions(SUITE)
+    near, far = tls.tcp_pair()
+    with far:
+        wire = kernel.Wire(far, other)
+        far.settimeout(kernel.TIMEOUT)
+        pyktls.install(near, own)
+        sock = KTLSSocket(own, near.detach())
+        fd = sock.fileno()
+        sock.sendall(b"sent", socket.MSG_MORE)
+        message = rf"unclosed <pyktls\.KTLSSocket fd={fd} "
+        with pytest.warns(ResourceWarning, match=message):  # noqa: PT031
+            del sock
+            gc.collect()
+        assert wire.recv_all() == (b"sent", [CLOSE_NOTIFY])
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_every_operation_on_a_closed_socket_is_ebadf():
+    with wired(SUITE) as (sock, _):
+        sock.close()
+        calls = [
+            lambda: sock.recv(1),
+            lambda: sock.recv(1, socket.MSG_PEEK),
+            lambda: sock.recv_into(bytearray(1)),
+            lambda: sock.recvfrom(1),
+            lambda: sock.recvmsg(1),
+            lambda: sock.recvmsg_into([bytearray(1)]),
+            lambda: sock.send(b"x"),
+            lambda: sock.sendall(b"x"),
+            lambda: sock.sendmsg([b"x"]),
+            sock.unwrap,
+            lambda: sock.shutdown(socket.SHUT_WR),
+            lambda: sock.shutdown(socket.SHUT_RD),
+            sock.getpeername,
+        ]
+        for call in calls:
+            with pytest.raises(OSError, match="Bad file descriptor") as caught:
+                call()
+            assert caught.value.errno == errno.EBADF
+        with (
+            pathlib.Path(__file__).open("rb") as file,
+            pytest.raises(OSError, match="Bad file") as caught,
+        ):
+            sock.sendfile(file)
+        assert caught.value.errno == errno.EBADF
+        assert sock.close() is None
+        assert "closed" in repr(sock)
+
+
+def test_closing_forgets_the_keys():
+    with wired(SUITE) as (sock, _):
+        session = sock._session
+        key = session.tx.key
+        assert any(key)
+        sock.close()
+        assert not any(key)
+        assert session.tx.key == session.rx.key == b""
+        assert session.tx.secret is None
+
+
+def descriptors() -> int:
+    return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+
+
+def test_no_descriptor_is_left_behind():
+    def cycle(suite, how):
+        with wired(suite) as (sock, wire):
+            both_ways_wire(sock, wire)
+            match how:
+                case 0:
+                    sock.close()
+                case 1:
+                    os.close(sock.detach())
+                case 2:
+                    wire.raw(b"\x17\x03\x03\xff\xff" + bytes(20))
+                    with pytest.raises(pyktls.RecordError):
+                        sock.recv(1)
+                case 3:
+                    with sock.makefile("rb"):
+                        sock.close()
+
+    cycle(SUITE, 0)
+    before = descriptors()
+    for number in range(200):
+        cycle(ONE_OF_EACH[number % 2], number // 2 % 4)
+    assert descriptors() == before
+
+
+def both_ways_wire(sock, wire):
+    sock.sendall(b"x")
+    assert wire.recv() == (APPLICATION_DATA, b"x")
+    wire.send_data(b"y")
+    assert sock.recv(1) == b"y"
+
+
+def test_no_descriptor_is_left_behind_by_a_refused_offload(monkeypatch):
+    with openssl_pair(TLS_1_3) as (own, peer):
+        before = descriptors()
+
+        def refuse(*_args, **_keywords):
+            raise OSError(errno.ENOMEM, "no")
+
+        monkeypatch.setattr(pyktls.switch.system, "install", refuse)
+        for _ in range(20):
+            with pytest.raises(OSError, match="no"):
+                pyktls.offload(own)
+        monkeypatch.undo()
+        assert descriptors() == before
+        assert own.fileno() >= 0
+        both_ways(own, peer)  # the protocol is attached, without keys: OpenSSL goes on
+        with offloaded(TLS_1_3) as (sock, other):
+            both_ways(sock, other)
