@@ -8,12 +8,13 @@ SETUP   = PYTHON=$(PYTHON) PYKTLS_VENV=$(VENV) tests/setup.sh
 KERNEL ?=
 KERNELS = $(foreach k,$(KERNEL),--kernel $(k))
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all wheel lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
 	@echo 'make test      the whole test suite, on this kernel or in the lab'
 	@echo 'make test-all  the same with every Python and every variant there is'
+	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
 	@echo 'make lint      ruff, mypy --strict, the C compiler with -Werror'
 	@echo 'make clean     remove what was built'
 	@echo
@@ -27,7 +28,10 @@ test:
 	$(SETUP) lab,test
 	$(PY) -m tests.run $(KERNELS) $(ARGS)
 
-test-all: lint test demo
+test-all: lint test demo wheel
+
+wheel:
+	PYTHON=$(PYTHON) wheels/build.sh dist
 
 lint:
 	$(SETUP) lint,lab,test
