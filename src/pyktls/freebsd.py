@@ -474,7 +474,7 @@ def sendfile(
     trailers: Sequence[ReadableBuffer] = (),
     flags: int = 0,
 ) -> tuple[int, OSError | None]:
-    """Send ``count`` bytes of a file, 0 for all up to its end: sendfile(2).
+    """Send ``count`` bytes of a file, 0 for all up to its end, with the system call of that name.
 
     ``headers`` go before it and ``trailers`` after it, as records of their own.  Returns the number
     of bytes that were taken, those included, and the error that ended the call, if one did: both at

@@ -71,13 +71,13 @@ def descriptor(sock: HasFileno | int) -> int:
 
 
 def setsockopt(fd: int, level: int, option: int, value: bytes | bytearray, call: str) -> None:
-    """Call setsockopt(2); an OSError names ``call``."""
+    """Set an option; an OSError names ``call``."""
     if lib.setsockopt(fd, level, option, ffi.from_buffer(value), len(value)) < 0:
         raise syscall_error(ffi.errno, call)
 
 
 def getsockopt(fd: int, level: int, option: int, size: int, call: str) -> bytearray:
-    """Call getsockopt(2) for at most ``size`` bytes; an OSError names ``call``."""
+    """Read at most ``size`` bytes of an option; an OSError names ``call``."""
     value = bytearray(size)
     length = ffi.new("unsigned int *", size)
     if lib.getsockopt(fd, level, option, ffi.from_buffer(value), length) < 0:
