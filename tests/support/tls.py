@@ -191,9 +191,7 @@ def connect(
     return pair
 
 
-def handshaken(
-    version: ssl.TLSVersion = TLS_1_3, cipher: str | None = None, **knobs: Any
-) -> Pair:
+def handshaken(version: ssl.TLSVersion = TLS_1_3, cipher: str | None = None, **knobs: Any) -> Pair:
     """``connect(*contexts(...))``."""
     return connect(*contexts(version, cipher, **knobs))
 
