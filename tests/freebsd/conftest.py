@@ -4,19 +4,20 @@ On FreeBSD nothing is put in between.  Elsewhere pyktls is built once more with 
 whose system calls end in fake/kernel.py, and that build is put in front of the installed one before
 anything imports it.  So this directory runs in a process of its own: `make test-freebsd`.
 
-Fixtures: ``fake`` is the fake kernel, for tests that close its gates or look inside; on FreeBSD they
-are left out, as they would have to change the machine's settings.  ``tcp`` is a connected pair.
+Fixtures: ``fake`` is the fake kernel, for tests that close its gates or look inside; on FreeBSD
+they are left out, as they would have to change the machine's settings.  ``tcp`` is a connected
+pair.  ``plain`` makes the system calls that pyktls takes care not to make.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
 REAL = sys.platform.startswith("freebsd")
@@ -62,6 +63,27 @@ def fake() -> Any:
     if REAL:
         pytest.skip("changes the kernel's settings: only with the fake")
     return KERNEL
+
+
+class Plain:
+    """recv(2) and recvmsg(2) as a program would call them that knows nothing of kernel TLS."""
+
+    @staticmethod
+    def recv(sock: socket.socket, size: int) -> bytes:
+        return sock.recv(size) if REAL else KERNEL.recv(sock.fileno(), size)
+
+    @staticmethod
+    def recvmsg(sock: socket.socket, size: int, room: int) -> tuple[bytes, int, bool]:
+        """(data, control messages, whether one was cut) with ``room`` bytes for them."""
+        if REAL:
+            data, messages, flags, _ = sock.recvmsg(size, room)
+            return data, len(messages), bool(flags & socket.MSG_CTRUNC)
+        return KERNEL.recvmsg_with_room(sock.fileno(), size, room)
+
+
+@pytest.fixture
+def plain() -> Plain:
+    return Plain()
 
 
 @pytest.fixture

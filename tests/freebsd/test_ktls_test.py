@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from freebsd.wire import (
     ALERT,
     APP,
@@ -27,10 +28,9 @@ from freebsd.wire import (
     Peer,
     Suite,
 )
-from support.records import read_record
-
 from pyktls import _records
 from pyktls import freebsd as system
+from support.records import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

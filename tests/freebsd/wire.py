@@ -2,7 +2,8 @@
 
 ``Suite`` is one combination of cipher, version and hash, named as in FreeBSD's own ktls_test.
 ``Peer`` holds the keys of one direction and counts: ``seal`` makes what a kernel is to receive,
-``open`` takes apart what a kernel has sent.  Written from RFC 2246, 4346, 5246, 5288, 7905 and 8446.
+``open`` takes apart what a kernel has sent.  Written from RFC 2246, 4346, 5246, 5288, 7905 and
+8446.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class Peer:
     def seal(
         self, kind: int, payload: bytes, *, padding: int = 0, bad_padding: bool = False
     ) -> bytes:
-        """``padding``: zeros of TLS 1.3, or bytes beyond the least padding of CBC (whole blocks)."""
+        """``padding``: zeros of TLS 1.3, or bytes beyond the least padding of CBC (blocks)."""
         suite = self.suite
         if suite.minor == 3:
             inner = payload + bytes((kind,)) + bytes(padding)

@@ -1,1 +1,1 @@
-"""A FreeBSD kernel for machines that have none: see kernel.py for what it does, build.py for how."""
+"""A FreeBSD kernel for machines that have none: kernel.py is what it does, build.py how."""

@@ -1,12 +1,12 @@
 """A FreeBSD kernel in Python, as far as kernel TLS goes.
 
 What it does is what FreeBSD 14 was seen to do, call by call: the order in which errors win, the
-gates, one record for each recvmsg, the rest of a record without its type, errors that come late, and
-what blocks for ever.  Bytes travel over real TCP sockets, and are protected by real ciphers.
+gates, one record for each recvmsg, the rest of a record without its type, errors that come late,
+and what blocks for ever.  Bytes travel over real TCP sockets, and are protected by real ciphers.
 
-``Kernel.install()`` puts its methods behind the calls that the fake build of pyktls makes (calls.h).
-The methods can be called from tests too, in place of calls that pyktls never makes: ``recv`` is what
-a plain read gives.
+``Kernel.install()`` puts its methods behind the calls that the fake build of pyktls makes
+(calls.h).  The methods can be called from tests too, in place of calls that pyktls never makes:
+``recv`` is what a plain read gives.
 
 How it is done.  A received record stays in the real socket until the caller has all of it, so that
 select and poll by others tell nearly the truth (a record that is not complete makes a socket
@@ -60,6 +60,7 @@ ffi.cdef("""
         int (*wait_for)(int, short, int);
     };
     extern struct fake_calls fake_calls;
+    int64_t fake_recvmsg_with_room(int, void *, size_t, size_t, int *, int *);
 """)
 
 
@@ -290,7 +291,19 @@ class Kernel:
 
     def recv(self, fd: int, size: int, flags: int = 0) -> bytes:
         """recv(2), which pyktls never uses: the type is lost."""
-        return self.recvmsg(fd, size, flags)[0]
+        try:
+            return self.recvmsg(fd, size, flags)[0]
+        except Errno as e:
+            raise OSError(e.args[0], os.strerror(e.args[0])) from None
+
+    def recvmsg_with_room(self, fd: int, size: int, room: int) -> tuple[bytes, int, bool]:
+        """recvmsg(2) by way of calls.h: (data, control messages, whether one was cut)."""
+        buffer, messages, flags = ffi.new("char[]", size), ffi.new("int *"), ffi.new("int *")
+        received = self._library.fake_recvmsg_with_room(fd, buffer, size, room, messages, flags)
+        if received < 0:
+            raise OSError(-received, os.strerror(-received))
+        cut = bool(flags[0] & socket.MSG_CTRUNC)
+        return bytes(ffi.buffer(buffer, received)), messages[0], cut
 
     def recvmsg(self, fd: int, size: int, flags: int = 0) -> tuple[bytes, bytes | None, int]:
         """(data, struct tls_get_record if there was one, msg_flags); raises Errno."""
@@ -374,7 +387,7 @@ class Kernel:
         return bool(poll.poll(0))
 
     def drop(self, state: State, sock: socket.socket, error: int) -> None:
-        """End the connection: the peer gets a reset.  What is in the buffer stays there for ever."""
+        """End the connection: the peer gets a reset.  What is in the buffer stays there."""
         state.error = error
         state.wedged = True
         address = struct.pack("=H14x", socket.AF_UNSPEC)
