@@ -157,6 +157,8 @@ class Session:
                 raise InvalidType(f"{name} must be DirectionKeys, not {type(keys).__name__}")
             check_lengths(cipher, name, keys)
         self.cipher = cipher
+        if role not in tuple(Role):
+            raise InvalidValue(f"role must be 'client' or 'server', not {role!r}")
         self.role = Role(role)
         self.tx = tx
         self.rx = rx

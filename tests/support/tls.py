@@ -7,6 +7,7 @@ The functions at the end reach OpenSSL through ctypes, for what the ssl module d
 
 from __future__ import annotations
 
+import _ssl
 import array
 import contextlib
 import ctypes
@@ -21,7 +22,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import _ssl
 import trustme
 
 import pyktls
@@ -54,10 +54,14 @@ def authority() -> trustme.CA:
 
 
 @functools.cache
+def certificate(kind: trustme.KeyType = trustme.KeyType.ECDSA) -> trustme.LeafCert:
+    """The one certificate with this kind of key, for both sides."""
+    return authority().issue_cert(HOST, key_type=kind)
+
+
 def certificates() -> tuple[trustme.LeafCert, ...]:
-    """One certificate for each kind of key, for both sides."""
-    kinds = trustme.KeyType.ECDSA, trustme.KeyType.RSA
-    return tuple(authority().issue_cert(HOST, key_type=kind) for kind in kinds)
+    """One of each kind: ECDSA, RSA."""
+    return certificate(), certificate(trustme.KeyType.RSA)
 
 
 def client_context() -> ssl.SSLContext:
@@ -68,8 +72,7 @@ def client_context() -> ssl.SSLContext:
 
 def server_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for certificate in certificates():
-        certificate.configure_cert(context)
+    certificate().configure_cert(context)
     return context
 
 
@@ -94,6 +97,8 @@ def contexts(
         context.minimum_version = context.maximum_version = version
         if cipher is not None:
             set_suite(context, version, cipher)
+    if version == TLS_1_2 and cipher is not None and "ECDSA" not in cipher:
+        certificate(trustme.KeyType.RSA).configure_cert(server)
     if tickets is not None:
         if version == TLS_1_3:
             server.num_tickets = tickets
@@ -102,7 +107,7 @@ def contexts(
     if hello_retry:
         server.set_ecdh_curve("secp384r1")
     if client_certificate or post_handshake_auth:
-        certificates()[0].configure_cert(client)
+        certificate().configure_cert(client)
         authority().configure_trust(server)
         server.verify_mode = ssl.CERT_REQUIRED
     if post_handshake_auth:
