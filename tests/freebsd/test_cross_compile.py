@@ -31,7 +31,6 @@ TARGETS = (
 )
 ILP32 = ("x86-freebsd", "arm-freebsd-eabihf")
 MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine
-ELFOSABI_FREEBSD = 9
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,10 +65,10 @@ def test_both_modules_compile_and_link(
     python = cross.stand_in(target, tmp_path, include)
     for source in generated:
         module = cross.link(target, tmp_path, include, source, objects, python)
-        header = module.read_bytes()[:20]
-        assert header[:4] == b"\x7fELF"
-        assert header[7] == ELFOSABI_FREEBSD
-        assert struct.unpack_from("<H", header, 18)[0] == MACHINES[target.partition("-")[0]]
+        data = module.read_bytes()
+        assert data[:4] == b"\x7fELF"
+        assert struct.unpack_from("<H", data, 18)[0] == MACHINES[target.partition("-")[0]]
+        assert b"\0libc.so.7\0" in data  # FreeBSD's
 
 
 @pytest.mark.timeout(900)
