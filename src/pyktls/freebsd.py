@@ -345,15 +345,17 @@ def set_tls_enable(sock: HasFileno | int, direction: int, info: TLSEnable) -> No
 
 
 def _check_connected(fd: int, call: str) -> None:
-    sock = socket.socket(fileno=fd)
+    sock = None
     try:
+        sock = socket.socket(fileno=fd)
         sock.getpeername()
     except OSError as e:
-        if e.errno in (errno.ENOTCONN, errno.EINVAL):
-            raise syscall_error(errno.ENOTCONN, call) from None
-        raise
+        # EINVAL: the connection is over.
+        error = errno.ENOTCONN if e.errno in (None, errno.EINVAL) else e.errno
+        raise syscall_error(error, call) from None
     finally:
-        sock.detach()
+        if sock is not None:
+            sock.detach()
 
 
 # ---- modes -----------------------------------------------------------------------------------
@@ -695,9 +697,9 @@ def install(
         )
 
 
-#: What this kernel has been seen to take.  What it refused is asked again: an administrator may
-#: open a gate in the meantime.
-_accepted: set[tuple[int, AEAD, Direction]] = set()
+#: What this kernel has been seen to take, with its gates as they were then.  What it refused is
+#: asked again.
+_accepted: set[tuple[int, AEAD, Direction, tuple[int | None, ...]]] = set()
 
 
 def cipher_refusal(
@@ -710,7 +712,8 @@ def cipher_refusal(
     """
     if aead.freebsd is None:
         return OSError(errno.EOPNOTSUPP, "FreeBSD has no such cipher")
-    todo = [d for d in wanted if (version, aead, d) not in _accepted]
+    now = tuple(gates().values())
+    todo = [d for d in wanted if (version, aead, d, now) not in _accepted]
     if not todo:
         return None
     try:
@@ -726,7 +729,7 @@ def cipher_refusal(
                 set_tls_enable(near, _OPTION[direction], info)
             except OSError as e:
                 return e
-            _accepted.add((version, aead, direction))
+            _accepted.add((version, aead, direction, now))
     return None
 
 

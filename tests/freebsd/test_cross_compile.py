@@ -96,7 +96,7 @@ def test_the_interface_is_that_of_the_headers(
     [(TARGETS[1], "LP64"), (TARGETS[3], "LP64"), *((t, "ILP32") for t in ILP32)],
 )
 def test_the_table_of_layouts(target: str, data_model: str, tmp_path: pathlib.Path) -> None:
-    lines = ["#include <stddef.h>", "#include <stdint.h>", "#include <sys/ktls.h>"]
+    lines = ["#include <sys/param.h>", "#include <stddef.h>", "#include <sys/ktls.h>"]
     for field, (offset, size) in system.LAYOUTS[data_model].items():
         if field:
             lines.append(
@@ -113,7 +113,8 @@ def test_the_table_of_layouts(target: str, data_model: str, tmp_path: pathlib.Pa
 def test_a_wrong_layout_would_be_noticed(tmp_path: pathlib.Path) -> None:
     source = tmp_path / "wrong.c"
     source.write_text(
-        '#include <sys/ktls.h>\n_Static_assert(sizeof(struct tls_enable) == 60, "");\n'
+        "#include <sys/param.h>\n#include <sys/ktls.h>\n"
+        '_Static_assert(sizeof(struct tls_enable) == 60, "");\n'
     )
     with pytest.raises(cross.CompilerError, match="static assertion failed"):
         cross.zig(TARGETS[1], "-c", source, "-o", tmp_path / "wrong.o")

@@ -8,10 +8,10 @@ and what blocks for ever.  Bytes travel over real TCP sockets, and are protected
 (calls.h).  The methods can be called from tests too, in place of calls that pyktls never makes:
 ``recv`` is what a plain read gives.
 
-How it is done.  A received record stays in the real socket until the caller has all of it, so that
-select and poll by others tell nearly the truth (a record that is not complete makes a socket
-readable here; not so in FreeBSD, nor in the ``poll`` that pyktls uses).  What is sent and finds no
-room in the real socket goes out from a thread, as it would from the kernel's queue.
+How it is done.  What is received is taken out of the real socket, all but the last byte of each
+record: that stays until the caller has all of the record.  So select and poll tell the truth to
+others too, once a part of a record has been looked at.  What is sent and finds no room in the real
+socket goes out from a thread, as it would from the kernel's queue.
 
 What is not done: network cards, the effect of listen(2), and privilege.
 """
@@ -74,7 +74,6 @@ class Ready:
 
     kind: int
     data: bytes
-    wire_length: int
     position: int = 0
 
 
@@ -84,6 +83,7 @@ class State:
 
     tx: Protection | None = None
     rx: Protection | None = None
+    partial: bytearray = field(default_factory=bytearray)  # of the next record, less its last byte
     ready: Ready | None = None
     error: int = 0  # so_error: told once
     wedged: bool = False  # dropped, with bytes left that nobody will ever decrypt
@@ -336,20 +336,45 @@ class Kernel:
         while state.ready is None:
             if state.wedged:
                 return bool(state.error)
-            header = self.peek(sock, 5)
-            if header is None:
-                return bool(state.error)  # nothing there
-            if not header:
-                return True  # the end
-            length = int.from_bytes(header[3:], "big")
-            whole = self.peek(sock, 5 + length) if len(header) == 5 else header
-            if whole is None or len(header) < 5 or len(whole) < 5 + length:
-                if not self.at_end(sock):
-                    return bool(state.error)
-                self.drop(state, sock, errno.EMSGSIZE)  # cut off by the end
+            record = self.gather(state, sock)
+            if record is None:
+                return bool(state.error)  # no whole one yet
+            if not record:
+                if not state.partial:
+                    return True  # the end
+                self.drop(state, sock, errno.EMSGSIZE)  # cut off by it
                 return True
-            self.decrypt(state, sock, whole)
+            self.decrypt(state, sock, record)
         return True
+
+    @staticmethod
+    def gather(state: State, sock: socket.socket) -> bytes | None:
+        """The next whole record; None if it is not there, b"" at the end of the stream."""
+        partial = state.partial
+        while True:
+            have = len(partial)
+            size = 5 + int.from_bytes(partial[3:5], "big") if have >= 5 else 5
+            last = have + 1 >= size
+            flags = socket.MSG_DONTWAIT | (socket.MSG_PEEK if last else 0)
+            try:
+                piece = sock.recv(1 if last else size - 1 - have, flags)
+            except BlockingIOError:
+                return None
+            except OSError as e:
+                raise Errno(e.errno) from None
+            if not piece:
+                return b""
+            if not last:
+                partial += piece
+            elif size > 5 or (partial[3], piece[0]) == (0, 0):
+                return bytes(partial) + piece
+            else:
+                partial += sock.recv(1)  # it ended the header, not the record
+
+    @staticmethod
+    def consume(state: State, sock: socket.socket) -> None:
+        sock.recv(1)
+        state.partial.clear()
 
     def decrypt(self, state: State, sock: socket.socket, record: bytes) -> None:
         rx = state.rx
@@ -364,27 +389,11 @@ class Kernel:
             except BadRecord:
                 self.count("kern.ipc.tls.stats.corrupted_records")
                 state.error = errno.EBADMSG
-                sock.recv(len(record))
+                self.consume(state, sock)
             except FatalRecord:
                 self.drop(state, sock, errno.EMSGSIZE)
             else:
-                state.ready = Ready(kind, data, len(record))
-
-    @staticmethod
-    def peek(sock: socket.socket, size: int) -> bytes | None:
-        """What is there of ``size`` bytes; None if nothing is, b"" at the end."""
-        try:
-            return sock.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        except OSError as e:
-            raise Errno(e.errno) from None
-
-    @staticmethod
-    def at_end(sock: socket.socket) -> bool:
-        poll = select.poll()
-        poll.register(sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
+                state.ready = Ready(kind, data)
 
     def drop(self, state: State, sock: socket.socket, error: int) -> None:
         """End the connection: the peer gets a reset.  What is in the buffer stays there."""
@@ -406,7 +415,7 @@ class Kernel:
             ready.position += len(piece)
             if ends:
                 state.ready = None
-                sock.recv(ready.wire_length)
+                self.consume(state, sock)
         record = bytes((ready.kind,)) + state.rx.wire_version + b"\0"
         record += len(ready.data).to_bytes(2, "big")
         # An empty record has no MSG_EOR, and only the first part has the control message.
