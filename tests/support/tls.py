@@ -125,6 +125,7 @@ def set_suite(context: ssl.SSLContext, version: ssl.TLSVersion, cipher: str) -> 
     if version == TLS_1_3:  # the ssl module has this only from 3.15 on
         if not libssl().SSL_CTX_set_ciphersuites(context_pointer(context), cipher.encode()):
             raise ValueError(f"OpenSSL knows no {cipher}")
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # short tags are below OpenSSL 3.5's level 1
     else:
         context.set_ciphers(f"{cipher}:@SECLEVEL=0")
 
