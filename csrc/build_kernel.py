@@ -10,7 +10,7 @@ from cffi import FFI
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-#: The systems there is a file for, and the libraries that hold dlopen(3) there.  One file per system
+#: The systems there is a file for, and the library that holds dlopen(3) there.  One file per system
 #: is behind kernel.h; what it adds to the cdef is beside it.
 SYSTEMS = {"linux": ["dl"], "freebsd": []}
 
