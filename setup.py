@@ -14,8 +14,8 @@ stable_abi = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 records = Extension(
     "pyktls._records",
-    sources=["src/pyktls/_records.pyx", kernel["kernel_source"]()],
-    depends=["csrc/kernel.h", "csrc/abi_linux.h", "csrc/wipe.h"],
+    sources=["src/pyktls/_records.pyx", *kernel["kernel_sources"]()],
+    depends=["csrc/kernel.h", "csrc/abi_linux.h", "csrc/abi_freebsd.h", "csrc/wipe.h"],
     include_dirs=["csrc"],
     define_macros=[
         ("_GNU_SOURCE", None),

@@ -10,21 +10,33 @@ from cffi import FFI
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-#: One file per system behind kernel.h, by the beginning of sys.platform.
-KERNEL_SOURCES = {"linux": "csrc/kernel_linux.c"}
+#: The systems there is a file for, and the library that holds dlopen(3) there.  One file per system
+#: is behind kernel.h; what it adds to the cdef is beside it.
+SYSTEMS = {"linux": ["dl"], "freebsd": []}
 
 
-def kernel_source() -> str:
-    """The C file that fills kernel.h on the system that is built for."""
+def system() -> str:
+    """The system that is built for, by the beginning of sys.platform."""
     # Set when building for another system than the one that builds.
     platform = os.environ.get("PYKTLS_TARGET_PLATFORM", sys.platform)
-    for prefix, source in KERNEL_SOURCES.items():
-        if platform.startswith(prefix):
-            return source
+    for name in SYSTEMS:
+        if platform.startswith(name):
+            return name
     raise SystemExit(
         f"pyktls: no kernel TLS interface is known for {platform!r}; "
-        f"it builds for {', '.join(KERNEL_SOURCES)}"
+        f"it builds for {' and '.join(SYSTEMS)}"
     )
+
+
+def kernel_sources() -> list[str]:
+    """The C files that fill kernel.h on the system that is built for."""
+    return [f"csrc/kernel_{system()}.c", "csrc/abi_linux.c", "csrc/abi_freebsd.c"]
+
+
+def cdef() -> str:
+    """What cffi is to know: the part of every system, and that of the one that is built for."""
+    parts = ("kernel.cdef.txt", f"kernel_{system()}.cdef.txt")
+    return "\n".join((HERE / part).read_text() for part in parts)
 
 
 def warning_flags() -> list[str]:
@@ -34,7 +46,7 @@ def warning_flags() -> list[str]:
 
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "kernel.cdef.txt").read_text())
+ffibuilder.cdef(cdef())
 ffibuilder.set_source(
     "pyktls._kernel",
     """
@@ -42,15 +54,24 @@ ffibuilder.set_source(
     #include <sys/socket.h>
     #include "kernel.h"
     #include "abi_linux.h"
+    #include "abi_freebsd.h"
     #include "openssl_tap.h"
     """,
-    sources=[kernel_source(), "csrc/abi_linux_check.c", "csrc/openssl_tap.c"],
-    depends=[str(p.relative_to(HERE.parent)) for p in sorted(HERE.glob("*.[h]"))]
-    + ["csrc/kernel.cdef.txt"],
+    sources=[
+        *kernel_sources(),
+        "csrc/abi_linux_check.c",
+        "csrc/abi_freebsd_check.c",
+        "csrc/openssl_tap.c",
+    ],
+    depends=[
+        str(path.relative_to(HERE.parent))
+        for pattern in ("*.h", "*.cdef.txt")
+        for path in sorted(HERE.glob(pattern))
+    ],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=warning_flags(),
-    libraries=["dl"] if sys.platform.startswith("linux") else [],
+    libraries=SYSTEMS[system()],
 )
 
 if __name__ == "__main__":

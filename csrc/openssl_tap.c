@@ -33,6 +33,8 @@
 #define EVENT_INNER_CONTENT_TYPE 257 /* SSL3_RT_INNER_CONTENT_TYPE */
 #define RECORD_HEADER_SIZE 5
 #define TLS_1_3_OVERHEAD 17 /* inner content type and tag */
+#define MESSAGE_SERVER_HELLO 2
+#define EXTENSION_ENCRYPT_THEN_MAC 22
 #define EX_INDEX_SSL 0
 #define EX_INDEX_SSL_CTX 1
 #define BIO_GET_KTLS_SEND 73
@@ -100,6 +102,8 @@ struct tap {
     struct pyktls_tap_half write;
     size_t last_read_length; /* of the record that is being read */
     int broken;              /* something came that the counts do not cover */
+    int server_hello_seen;
+    int encrypt_then_mac; /* the last ServerHello had the extension */
 };
 
 /* What hangs on an SSL_CTX that is watched: the callbacks that were there before ours. */
@@ -222,6 +226,25 @@ static void on_record_header(struct tap *tap, struct pyktls_tap_half *half, int 
     }
 }
 
+/*
+ * Whether a ServerHello, given whole with its 4-byte header, carries an extension (RFC 5246 section
+ * 7.4.1.3).  What does not add up is none: OpenSSL refuses it.
+ */
+static int server_hello_has(const unsigned char *message, size_t size, unsigned extension) {
+    size_t at = 4 + 2 + 32; /* header, version, random; then the session's id */
+    if (size <= at) {
+        return 0;
+    }
+    at += 1 + (size_t)message[at] + 2 + 1 + 2; /* suite, compression, length of the extensions */
+    while (at + 4 <= size) {
+        if (((unsigned)message[at] << 8 | message[at + 1]) == extension) {
+            return 1;
+        }
+        at += 4 + ((size_t)message[at + 2] << 8 | message[at + 3]);
+    }
+    return 0;
+}
+
 static void on_message(int write, int version, int content_type, const void *data, size_t size,
                        void *ssl, void *argument) {
     (void)version, (void)argument; /* `version` is the record's, which TLS 1.3 froze at 1.2 */
@@ -231,6 +254,11 @@ static void on_message(int write, int version, int content_type, const void *dat
     }
     struct pyktls_tap_half *half = write ? &tap->write : &tap->read;
     int negotiated = openssl.SSL_version(ssl);
+    if (content_type == RECORD_HANDSHAKE && size > 0 &&
+        *(const unsigned char *)data == MESSAGE_SERVER_HELLO) {
+        tap->server_hello_seen = 1;
+        tap->encrypt_then_mac = server_hello_has(data, size, EXTENSION_ENCRYPT_THEN_MAC);
+    }
     if (content_type == EVENT_RECORD_HEADER) {
         on_record_header(tap, half, negotiated, data, size);
     } else if (!write && negotiated == VERSION_TLS_1_3 && tap->read.live) {
@@ -340,6 +368,7 @@ int pyktls_tap_watch(void *ssl_ctx) {
 
 int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
     memset(out, 0, sizeof(*out));
+    out->encrypt_then_mac = -1;
     if (!openssl.open) {
         return PYKTLS_TAP_NOT_OPEN;
     }
@@ -347,6 +376,7 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
     void *context = openssl.SSL_get_SSL_CTX(ssl);
     if (tap != NULL && !tap->broken && chain_of(context) != NULL) {
         out->watched = 1;
+        out->encrypt_then_mac = tap->server_hello_seen ? tap->encrypt_then_mac : -1;
         out->read = tap->read;
         out->write = tap->write;
     }

@@ -53,6 +53,8 @@ struct pyktls_tap_snapshot {
     int32_t ktls_recv;
     int32_t max_fragment;  /* bytes that a record may carry if the handshake agreed on fewer than
                               16384 (RFC 6066 section 4), else 0 */
+    int32_t encrypt_then_mac; /* TLS 1.2: the ServerHello agreed on it (RFC 7366); -1: none was
+                                 seen */
     int32_t master_length; /* TLS 1.2 only */
     unsigned char master[48];
     unsigned char client_random[32];

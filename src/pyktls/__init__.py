@@ -9,11 +9,11 @@
     sock.sendfile(file)
 
 ``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``status`` asks the kernel
-whether it is so.  ``pyktls.linux`` is the kernel's interface as it is, ``pyktls.lowlevel`` the
-compiled layer under it.
+whether it is so.  ``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
+``pyktls.lowlevel`` the compiled layer under them.
 """
 
-from . import linux, lowlevel
+from . import freebsd, linux, lowlevel
 from .ciphers import AEAD, CipherSuite
 from .errors import (
     Error,
@@ -50,6 +50,7 @@ __all__ = [
     "TruncationError",
     "Unavailable",
     "extract",
+    "freebsd",
     "install",
     "linux",
     "lowlevel",

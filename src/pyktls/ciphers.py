@@ -4,11 +4,11 @@ Two tables: ``AEADS``, the algorithms that protect records, and ``SUITES``, the 
 a handshake can end with.  Everything else in the library (which struct the kernel wants, how many
 bytes to derive, when a key is used up) is read from here, so a new suite is one new row.
 
-A suite is listed if Linux can carry it *and* some OpenSSL can negotiate it.  What is therefore
-missing, on purpose:
+A suite is listed if Linux or FreeBSD can carry it *and* some OpenSSL can negotiate it.  What is
+therefore missing, on purpose:
 
-* CCM_8 (RFC 6655 section 4): Linux knows only tags of 16 bytes.
-* AES-256-CCM, and everything with CBC: Linux has no such cipher.
+* CCM_8 (RFC 6655 section 4): Linux knows only tags of 16 bytes, FreeBSD no CCM.
+* AES-256-CCM, and CBC with another cipher than AES: neither has them.
 * ECDHE-PSK with AES-GCM or AES-CCM (RFC 8442), static (EC)DH: OpenSSL does not implement them.
 * ARIA and SM4 where no RFC defines the suite: ARIA is TLS 1.2 only (RFC 6209), SM4 is TLS 1.3
   only (RFC 8998).
@@ -27,6 +27,7 @@ __all__ = [
     "TLS_1_2",
     "TLS_1_3",
     "CipherSuite",
+    "FreeBSDCipher",
     "LinuxCipher",
     "aead_by_linux_type",
     "find_suite",
@@ -59,12 +60,30 @@ class LinuxCipher:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeBSDCipher:
+    """How FreeBSD names a cipher (``sys/opencrypto/cryptodev.h``).
+
+    ``auth_algorithm`` is the HMAC that goes with AES-CBC, 0 for an AEAD.  ``since`` is as in
+    ``LinuxCipher``: the release from which both directions work, sending may be older.
+    """
+
+    algorithm: int
+    auth_algorithm: int
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
 class AEAD:
     """An algorithm that protects records.  All lengths are in bytes.
 
     ``implicit_iv_length`` is the part of the nonce that TLS 1.2 takes from the key block,
     ``explicit_nonce_length`` the part that it sends with each record.  TLS 1.3 sends none, and
     derives all 12.
+
+    AES-CBC with HMAC is no AEAD, and stands here all the same, as the pair of both: it has a
+    ``mac_key_length``, its tag is the MAC, and TLS 1.2 sends all of its IV.
+
+    ``linux`` and ``freebsd`` are None where that system has no such cipher.
 
     ``confidentiality_limit`` is the number of full-size records that one key may protect, or None
     where the 64-bit sequence number runs out first.
@@ -76,7 +95,9 @@ class AEAD:
     implicit_iv_length: int
     explicit_nonce_length: int
     confidentiality_limit: int | None
-    linux: LinuxCipher
+    mac_key_length: int = 0
+    linux: LinuxCipher | None = None
+    freebsd: FreeBSDCipher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +129,7 @@ class CipherSuite:
 # for the same margin.  (The numbers of RFC 9001 section 6.6 rest on other assumptions.)
 # SM4 and ARIA are block ciphers of 128 bits like AES, and the bounds come from block size and mode,
 # so they get AES's numbers: no RFC states any.  Nor does one for TLS 1.2, where the AEADs are the
-# same.
+# same.  AES-CBC with a random IV in each record meets the same collisions of 128-bit blocks.
 _GCM_LIMIT = int(2**24.5)
 _CCM_LIMIT = 2**23
 _NO_LIMIT = None
@@ -117,14 +138,16 @@ _NO_LIMIT = None
 # for CCM (RFC 6655 section 3); for ChaCha20-Poly1305 it derives all 12 (RFC 7905 section 2).
 # No TLS 1.2 suite uses SM4: its rows say what Linux does if asked.
 #
-# Name, key, tag, implicit IV, explicit nonce, limit; below them one line per system.
+# Name, key, tag, implicit IV, explicit nonce, limit, MAC key if any; below one line per system.
 _AES_128_GCM = AEAD(
     "AES_128_GCM", 16, 16, 4, 8, _GCM_LIMIT,
     linux=LinuxCipher(51, "4.13"),
+    freebsd=FreeBSDCipher(25, 0, "13.0 (TLS 1.3: 14.0)"),
 )  # fmt: skip
 _AES_256_GCM = AEAD(
     "AES_256_GCM", 32, 16, 4, 8, _GCM_LIMIT,
     linux=LinuxCipher(52, "5.1"),
+    freebsd=FreeBSDCipher(25, 0, "13.0 (TLS 1.3: 14.0)"),
 )  # fmt: skip
 _AES_128_CCM = AEAD(
     "AES_128_CCM", 16, 16, 4, 8, _CCM_LIMIT,
@@ -133,6 +156,7 @@ _AES_128_CCM = AEAD(
 _CHACHA20_POLY1305 = AEAD(
     "CHACHA20_POLY1305", 32, 16, 12, 0, _NO_LIMIT,
     linux=LinuxCipher(54, "5.11"),
+    freebsd=FreeBSDCipher(41, 0, "14.0"),
 )  # fmt: skip
 _SM4_GCM = AEAD(
     "SM4_GCM", 16, 16, 4, 8, _GCM_LIMIT,
@@ -150,6 +174,27 @@ _ARIA_256_GCM = AEAD(
     "ARIA_256_GCM", 32, 16, 4, 8, _GCM_LIMIT,
     linux=LinuxCipher(58, "6.1"),
 )  # fmt: skip
+# RFC 5246 section 6.2.3.2: the IV is sent; the MAC keys have the length of the hash.
+_AES_128_CBC_SHA = AEAD(
+    "AES_128_CBC_SHA", 16, 20, 0, 16, _GCM_LIMIT, 20,
+    freebsd=FreeBSDCipher(11, 7, "14.0"),
+)  # fmt: skip
+_AES_256_CBC_SHA = AEAD(
+    "AES_256_CBC_SHA", 32, 20, 0, 16, _GCM_LIMIT, 20,
+    freebsd=FreeBSDCipher(11, 7, "14.0"),
+)  # fmt: skip
+_AES_128_CBC_SHA256 = AEAD(
+    "AES_128_CBC_SHA256", 16, 32, 0, 16, _GCM_LIMIT, 32,
+    freebsd=FreeBSDCipher(11, 18, "14.0"),
+)  # fmt: skip
+_AES_256_CBC_SHA256 = AEAD(
+    "AES_256_CBC_SHA256", 32, 32, 0, 16, _GCM_LIMIT, 32,
+    freebsd=FreeBSDCipher(11, 18, "14.0"),
+)  # fmt: skip
+_AES_256_CBC_SHA384 = AEAD(
+    "AES_256_CBC_SHA384", 32, 48, 0, 16, _GCM_LIMIT, 48,
+    freebsd=FreeBSDCipher(11, 19, "14.0"),
+)  # fmt: skip
 
 AEADS: tuple[AEAD, ...] = (
     _AES_128_GCM,
@@ -160,6 +205,11 @@ AEADS: tuple[AEAD, ...] = (
     _SM4_CCM,
     _ARIA_128_GCM,
     _ARIA_256_GCM,
+    _AES_128_CBC_SHA,
+    _AES_256_CBC_SHA,
+    _AES_128_CBC_SHA256,
+    _AES_256_CBC_SHA256,
+    _AES_256_CBC_SHA384,
 )
 
 
@@ -248,12 +298,89 @@ _TLS_1_2_SUITES: dict[AEAD, tuple[tuple[int, str, str], ...]] = {
         (0xC06D, "TLS_DHE_PSK_WITH_ARIA_256_GCM_SHA384", "DHE-PSK-ARIA256-GCM-SHA384"),
         (0xC06F, "TLS_RSA_PSK_WITH_ARIA_256_GCM_SHA384", "RSA-PSK-ARIA256-GCM-SHA384"),
     ),
+    # AES-CBC: those that end in _SHA are older than TLS 1.2, which has them too.
+    _AES_128_CBC_SHA: (
+        # RFC 5246 appendix A.5.
+        (0x002F, "TLS_RSA_WITH_AES_128_CBC_SHA", "AES128-SHA"),
+        (0x0032, "TLS_DHE_DSS_WITH_AES_128_CBC_SHA", "DHE-DSS-AES128-SHA"),
+        (0x0033, "TLS_DHE_RSA_WITH_AES_128_CBC_SHA", "DHE-RSA-AES128-SHA"),
+        (0x0034, "TLS_DH_anon_WITH_AES_128_CBC_SHA", "ADH-AES128-SHA"),
+        # RFC 8422 section 6.
+        (0xC009, "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA", "ECDHE-ECDSA-AES128-SHA"),
+        (0xC013, "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "ECDHE-RSA-AES128-SHA"),
+        (0xC018, "TLS_ECDH_anon_WITH_AES_128_CBC_SHA", "AECDH-AES128-SHA"),
+        # RFC 4279 section 2.
+        (0x008C, "TLS_PSK_WITH_AES_128_CBC_SHA", "PSK-AES128-CBC-SHA"),
+        (0x0090, "TLS_DHE_PSK_WITH_AES_128_CBC_SHA", "DHE-PSK-AES128-CBC-SHA"),
+        (0x0094, "TLS_RSA_PSK_WITH_AES_128_CBC_SHA", "RSA-PSK-AES128-CBC-SHA"),
+        # RFC 5489 section 3.
+        (0xC035, "TLS_ECDHE_PSK_WITH_AES_128_CBC_SHA", "ECDHE-PSK-AES128-CBC-SHA"),
+        # RFC 5054 section 2.7.
+        (0xC01D, "TLS_SRP_SHA_WITH_AES_128_CBC_SHA", "SRP-AES-128-CBC-SHA"),
+        (0xC01E, "TLS_SRP_SHA_RSA_WITH_AES_128_CBC_SHA", "SRP-RSA-AES-128-CBC-SHA"),
+        (0xC01F, "TLS_SRP_SHA_DSS_WITH_AES_128_CBC_SHA", "SRP-DSS-AES-128-CBC-SHA"),
+    ),
+    _AES_256_CBC_SHA: (
+        # RFC 5246 appendix A.5.
+        (0x0035, "TLS_RSA_WITH_AES_256_CBC_SHA", "AES256-SHA"),
+        (0x0038, "TLS_DHE_DSS_WITH_AES_256_CBC_SHA", "DHE-DSS-AES256-SHA"),
+        (0x0039, "TLS_DHE_RSA_WITH_AES_256_CBC_SHA", "DHE-RSA-AES256-SHA"),
+        (0x003A, "TLS_DH_anon_WITH_AES_256_CBC_SHA", "ADH-AES256-SHA"),
+        # RFC 8422 section 6.
+        (0xC00A, "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA", "ECDHE-ECDSA-AES256-SHA"),
+        (0xC014, "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA", "ECDHE-RSA-AES256-SHA"),
+        (0xC019, "TLS_ECDH_anon_WITH_AES_256_CBC_SHA", "AECDH-AES256-SHA"),
+        # RFC 4279 section 2.
+        (0x008D, "TLS_PSK_WITH_AES_256_CBC_SHA", "PSK-AES256-CBC-SHA"),
+        (0x0091, "TLS_DHE_PSK_WITH_AES_256_CBC_SHA", "DHE-PSK-AES256-CBC-SHA"),
+        (0x0095, "TLS_RSA_PSK_WITH_AES_256_CBC_SHA", "RSA-PSK-AES256-CBC-SHA"),
+        # RFC 5489 section 3.
+        (0xC036, "TLS_ECDHE_PSK_WITH_AES_256_CBC_SHA", "ECDHE-PSK-AES256-CBC-SHA"),
+        # RFC 5054 section 2.7.
+        (0xC020, "TLS_SRP_SHA_WITH_AES_256_CBC_SHA", "SRP-AES-256-CBC-SHA"),
+        (0xC021, "TLS_SRP_SHA_RSA_WITH_AES_256_CBC_SHA", "SRP-RSA-AES-256-CBC-SHA"),
+        (0xC022, "TLS_SRP_SHA_DSS_WITH_AES_256_CBC_SHA", "SRP-DSS-AES-256-CBC-SHA"),
+    ),
+    _AES_128_CBC_SHA256: (
+        # RFC 5246 appendix A.5.
+        (0x003C, "TLS_RSA_WITH_AES_128_CBC_SHA256", "AES128-SHA256"),
+        (0x0040, "TLS_DHE_DSS_WITH_AES_128_CBC_SHA256", "DHE-DSS-AES128-SHA256"),
+        (0x0067, "TLS_DHE_RSA_WITH_AES_128_CBC_SHA256", "DHE-RSA-AES128-SHA256"),
+        (0x006C, "TLS_DH_anon_WITH_AES_128_CBC_SHA256", "ADH-AES128-SHA256"),
+        # RFC 5289 section 3.1.
+        (0xC023, "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256", "ECDHE-ECDSA-AES128-SHA256"),
+        (0xC027, "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256", "ECDHE-RSA-AES128-SHA256"),
+        # RFC 5487 section 3.
+        (0x00AE, "TLS_PSK_WITH_AES_128_CBC_SHA256", "PSK-AES128-CBC-SHA256"),
+        (0x00B2, "TLS_DHE_PSK_WITH_AES_128_CBC_SHA256", "DHE-PSK-AES128-CBC-SHA256"),
+        (0x00B6, "TLS_RSA_PSK_WITH_AES_128_CBC_SHA256", "RSA-PSK-AES128-CBC-SHA256"),
+        # RFC 5489 section 3.
+        (0xC037, "TLS_ECDHE_PSK_WITH_AES_128_CBC_SHA256", "ECDHE-PSK-AES128-CBC-SHA256"),
+    ),
+    _AES_256_CBC_SHA256: (
+        # RFC 5246 appendix A.5.
+        (0x003D, "TLS_RSA_WITH_AES_256_CBC_SHA256", "AES256-SHA256"),
+        (0x006A, "TLS_DHE_DSS_WITH_AES_256_CBC_SHA256", "DHE-DSS-AES256-SHA256"),
+        (0x006B, "TLS_DHE_RSA_WITH_AES_256_CBC_SHA256", "DHE-RSA-AES256-SHA256"),
+        (0x006D, "TLS_DH_anon_WITH_AES_256_CBC_SHA256", "ADH-AES256-SHA256"),
+    ),
+    _AES_256_CBC_SHA384: (
+        # RFC 5289 section 3.1.
+        (0xC024, "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA384", "ECDHE-ECDSA-AES256-SHA384"),
+        (0xC028, "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA384", "ECDHE-RSA-AES256-SHA384"),
+        # RFC 5487 section 3.
+        (0x00AF, "TLS_PSK_WITH_AES_256_CBC_SHA384", "PSK-AES256-CBC-SHA384"),
+        (0x00B3, "TLS_DHE_PSK_WITH_AES_256_CBC_SHA384", "DHE-PSK-AES256-CBC-SHA384"),
+        (0x00B7, "TLS_RSA_PSK_WITH_AES_256_CBC_SHA384", "RSA-PSK-AES256-CBC-SHA384"),
+        # RFC 5489 section 3.
+        (0xC038, "TLS_ECDHE_PSK_WITH_AES_256_CBC_SHA384", "ECDHE-PSK-AES256-CBC-SHA384"),
+    ),
 }
 
 
 def _tls_1_2_hash(name: str) -> str:
-    # The name ends in the hash.  Where it does not (CCM), it is SHA-256, which TLS 1.2 takes when
-    # a suite names none (RFC 5246 section 5).
+    # The name ends in the hash.  Where it does not (CCM), or in one that is the MAC's alone (_SHA),
+    # it is SHA-256, which TLS 1.2 takes when a suite names none (RFC 5246 section 5).
     return "sha384" if name.endswith("_SHA384") else "sha256"
 
 
@@ -271,7 +398,7 @@ SUITES: tuple[CipherSuite, ...] = (
 
 _BY_ID = {suite.iana_id: suite for suite in SUITES}
 _BY_OPENSSL_NAME = {suite.openssl_name: suite for suite in SUITES}
-_BY_LINUX_TYPE = {aead.linux.cipher_type: aead for aead in AEADS}
+_BY_LINUX_TYPE = {aead.linux.cipher_type: aead for aead in AEADS if aead.linux is not None}
 
 
 def find_suite(iana_id: int) -> CipherSuite | None:

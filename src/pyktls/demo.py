@@ -46,6 +46,7 @@ from .ciphers import AEADS, TLS_1_2, TLS_1_3, find_suite_by_openssl_name
 from .errors import Error, Unavailable
 from .handoff import watch
 from .sock_diag import ulp_info
+from .socket_calls import loopback_pair
 from .sockets import KTLSSocket, offload
 from .status import Mode, status
 
@@ -810,7 +811,7 @@ def check_kernel() -> None:
     except Unavailable as e:
         raise CannotRun(f"{e}.") from e
     try:
-        near, far = linux.loopback_pair()
+        near, far = loopback_pair()
         with near, far:
             linux.attach(near.fileno())  # loads the module where we may
         linux.tls_stat()

@@ -20,7 +20,7 @@ contents.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from .ciphers import HASH_LENGTHS, NONCE_LENGTH, TLS_1_2, TLS_1_3, CipherSuite
@@ -174,8 +174,9 @@ class KeyBlock:
     """The keys of both directions of a TLS 1.2 connection (RFC 5246 section 6.3).
 
     The keys have ``suite.aead.key_length`` bytes, the IVs ``suite.aead.implicit_iv_length``: 4
-    bytes, the "salt", or all 12 for ChaCha20-Poly1305.  There are no MAC keys, since the suites
-    are AEADs.  Unpacks like a tuple, in the order of the fields.
+    bytes, the "salt", or all 12 for ChaCha20-Poly1305.  With AES-CBC there are no IVs, and MAC keys
+    of ``suite.aead.mac_key_length`` bytes instead.  Unpacks like a tuple, in the order of the first
+    four fields.
 
     It shows none of its bytes in ``repr``, cannot be pickled or copied, and is compared by
     identity.
@@ -185,6 +186,8 @@ class KeyBlock:
     server_write_key: bytearray
     client_write_iv: bytearray
     server_write_iv: bytearray
+    client_write_mac_key: bytearray = field(default_factory=bytearray)
+    server_write_mac_key: bytearray = field(default_factory=bytearray)
 
     def __iter__(self) -> Iterator[bytearray]:
         yield self.client_write_key
@@ -193,9 +196,11 @@ class KeyBlock:
         yield self.server_write_iv
 
     def __repr__(self) -> str:
+        macs = len(self.client_write_mac_key)
         return (
             f"<KeyBlock: keys of {len(self.client_write_key)} bytes, "
-            f"IVs of {len(self.client_write_iv)} bytes>"
+            + (f"MAC keys of {macs} bytes, " if macs else "")
+            + f"IVs of {len(self.client_write_iv)} bytes>"
         )
 
     def __reduce__(self) -> NoReturn:
@@ -203,7 +208,7 @@ class KeyBlock:
 
     def wipe(self) -> None:
         """Overwrite all keys and IVs with zeros."""
-        for part in self:
+        for part in (*self, self.client_write_mac_key, self.server_write_mac_key):
             wipe(part)
 
 
@@ -224,18 +229,20 @@ def key_block(
     _check_bytes("master_secret", master_secret, MASTER_SECRET_LENGTH)
     _check_bytes("client_random", client_random, RANDOM_LENGTH)
     _check_bytes("server_random", server_random, RANDOM_LENGTH)
-    key = suite.aead.key_length
-    iv = suite.aead.implicit_iv_length
+    aead = suite.aead
     # The server's random comes first here, and second in the master secret's own derivation.
     seed = bytes(server_random) + bytes(client_random)
-    block = prf(suite.hash, master_secret, b"key expansion", seed, 2 * key + 2 * iv)
-    # Slices of a bytearray are copies.
-    result = KeyBlock(
-        client_write_key=block[:key],
-        server_write_key=block[key : 2 * key],
-        client_write_iv=block[2 * key : 2 * key + iv],
-        server_write_iv=block[2 * key + iv :],
-    )
+    # The order of RFC 5246 section 6.3: MAC keys, keys, IVs, the client's before the server's.
+    lengths = [
+        n for n in (aead.mac_key_length, aead.key_length, aead.implicit_iv_length) for _ in "cs"
+    ]
+    block = prf(suite.hash, master_secret, b"key expansion", seed, sum(lengths))
+    parts = []
+    start = 0
+    for length in lengths:
+        parts.append(block[start : start + length])  # a slice of a bytearray is a copy
+        start += length
+    result = KeyBlock(*parts[2:], *parts[:2])
     wipe(block)
     return result
 

@@ -16,7 +16,7 @@ import errno
 import pathlib
 import socket
 import struct
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from ._kernel import ffi, lib
 from .ciphers import AEAD, NONCE_LENGTH, TLS_1_2, TLS_1_3, aead_by_linux_type
@@ -28,11 +28,13 @@ from .errors import (
     syscall_error,
 )
 from .session import Direction
+from .socket_calls import descriptor, getsockopt, loopback_pair, setsockopt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .session import DirectionKeys
+    from .socket_calls import HasFileno
 
 __all__ = [
     "SOL_TLS",
@@ -65,38 +67,6 @@ _DIRECTIONS = {TLS_TX: "TLS_TX", TLS_RX: "TLS_RX"}
 _REC_SEQ_END = 2**64
 
 
-class HasFileno(Protocol):
-    """Anything with a file descriptor."""
-
-    def fileno(self) -> int: ...
-
-
-def _descriptor(sock: HasFileno | int) -> int:
-    if isinstance(sock, int) and not isinstance(sock, bool):
-        fd = sock
-    elif hasattr(sock, "fileno"):
-        fd = sock.fileno()
-    else:
-        raise InvalidType(f"a socket or a file descriptor is needed, not {type(sock).__name__}")
-    if fd < 0:
-        raise InvalidValue("the socket is closed")
-    return fd
-
-
-def _setsockopt(fd: int, level: int, option: int, value: bytes | bytearray, call: str) -> None:
-    if lib.setsockopt(fd, level, option, ffi.from_buffer(value), len(value)) < 0:
-        raise syscall_error(ffi.errno, call)
-
-
-def _getsockopt(fd: int, level: int, option: int, size: int, call: str) -> bytearray:
-    value = bytearray(size)
-    length = ffi.new("unsigned int *", size)
-    if lib.getsockopt(fd, level, option, ffi.from_buffer(value), length) < 0:
-        raise syscall_error(ffi.errno, call)
-    del value[length[0] :]
-    return value
-
-
 # ---- the upper layer protocol ----------------------------------------------------------------
 
 
@@ -107,13 +77,13 @@ def set_ulp(sock: HasFileno | int, name: bytes = b"tls") -> None:
     kernel has no such protocol, or may not load it for this process), ENOTCONN (the connection is
     not ESTABLISHED), EEXIST (one is attached already).
     """
-    _setsockopt(_descriptor(sock), socket.IPPROTO_TCP, TCP_ULP, name, "setsockopt(TCP_ULP)")
+    setsockopt(descriptor(sock), socket.IPPROTO_TCP, TCP_ULP, name, "setsockopt(TCP_ULP)")
 
 
 def get_ulp(sock: HasFileno | int) -> bytes:
     """The attached upper layer protocol, empty if there is none: getsockopt(TCP_ULP)."""
     # TCP_ULP_NAME_MAX is 16.  Without a protocol the kernel answers with length 0.
-    value = _getsockopt(_descriptor(sock), socket.IPPROTO_TCP, TCP_ULP, 16, "getsockopt(TCP_ULP)")
+    value = getsockopt(descriptor(sock), socket.IPPROTO_TCP, TCP_ULP, 16, "getsockopt(TCP_ULP)")
     return bytes(value).partition(b"\0")[0]
 
 
@@ -296,7 +266,7 @@ def set_crypto_info(sock: HasFileno | int, direction: int, info: CryptoInfo) -> 
         raise InvalidType(f"info must be a CryptoInfo, not {type(info).__name__}")
     packed = info.pack()
     try:
-        _setsockopt(_descriptor(sock), SOL_TLS, direction, packed, f"setsockopt(SOL_TLS, {name})")
+        setsockopt(descriptor(sock), SOL_TLS, direction, packed, f"setsockopt(SOL_TLS, {name})")
     finally:
         packed[:] = bytes(len(packed))
 
@@ -309,7 +279,7 @@ def get_version_and_cipher(sock: HasFileno | int, direction: int) -> tuple[int, 
     """
     name = _check_direction(direction)
     call = f"getsockopt(SOL_TLS, {name})"
-    value = _getsockopt(_descriptor(sock), SOL_TLS, direction, 4, call)
+    value = getsockopt(descriptor(sock), SOL_TLS, direction, 4, call)
     if len(value) != 4:
         raise syscall_error(errno.EPROTO, call)
     version, cipher_type = struct.unpack("=HH", value)
@@ -323,10 +293,10 @@ def get_crypto_info(sock: HasFileno | int, direction: int) -> CryptoInfo:
     Raises OSError as get_version_and_cipher; Linux before 5.16 answers EINVAL for some ciphers.
     """
     name = _check_direction(direction)
-    fd = _descriptor(sock)
+    fd = descriptor(sock)
     _, cipher_type = get_version_and_cipher(fd, direction)
     size = lib.pyktls_linux_crypto_info_size(cipher_type)
-    value = _getsockopt(fd, SOL_TLS, direction, size, f"getsockopt(SOL_TLS, {name})")
+    value = getsockopt(fd, SOL_TLS, direction, size, f"getsockopt(SOL_TLS, {name})")
     try:
         return CryptoInfo.unpack(value)
     finally:
@@ -357,27 +327,8 @@ _REMEDY = (
 )
 _OPTION = {Direction.TX: TLS_TX, Direction.RX: TLS_RX}
 
-
-def loopback_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected TCP sockets on the loopback interface, to try things on.
-
-    Raises OSError where there is none (a network namespace whose ``lo`` is down).
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        near = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            near.connect(listener.getsockname())
-            # Somebody else may have been faster to connect: take only our own connection.
-            while True:
-                far, address = listener.accept()
-                if address == near.getsockname():
-                    return near, far
-                far.close()
-        except BaseException:
-            near.close()
-            raise
+#: See System in socket_calls.py.
+NO_REKEY = "Linux can since 6.14"
 
 
 def option_of(direction: Direction) -> int:
@@ -448,7 +399,7 @@ def install(
         fd,
         option,
         version,
-        aead.linux.cipher_type,
+        _cipher_type(aead),
         ffi.from_buffer(keys.key),
         len(keys.key),
         ffi.from_buffer("unsigned char[]", nonce),
@@ -463,7 +414,7 @@ def install(
             f"the kernel accepted the {direction} keys and then denied having them: "
             "it has no kernel TLS"
         ) from e
-    if found != (version, aead.linux.cipher_type):
+    if found != (version, _cipher_type(aead)):
         raise Unavailable(
             f"the kernel accepted the {direction} keys and reports version {found[0]:#06x}, "
             f"cipher {found[1]} instead"
@@ -475,12 +426,18 @@ def install(
 _accepted: set[tuple[int, AEAD]] = set()
 
 
-def cipher_refusal(version: int, aead: AEAD) -> OSError | None:
+def cipher_refusal(
+    version: int, aead: AEAD, wanted: Iterable[Direction] = tuple(Direction)
+) -> OSError | None:
     """The error with which this kernel refuses the cipher, None if it takes it or nobody can tell.
 
-    Found by trying both directions, with a key of zeros on a loopback pair that carries no data.
+    Found by trying both directions, for no Linux takes only one of them, with a key of zeros on a
+    loopback pair that carries no data.
     Without loopback, or without TLS at all, there is nothing to be found here: ``attach`` will say.
     """
+    del wanted
+    if aead.linux is None:
+        return OSError(errno.EOPNOTSUPP, "Linux has no such cipher")
     if (version, aead) in _accepted:
         return None
     try:
@@ -508,3 +465,17 @@ def cipher_refusal(version: int, aead: AEAD) -> OSError | None:
             return e
     _accepted.add((version, aead))
     return None
+
+
+def cipher_remedy(aead: AEAD, error: OSError) -> str:
+    """What would help against a refusal of the cipher."""
+    del error
+    if aead.linux is None:
+        return "have the peers agree on a cipher that Linux has, AES-GCM for instance"
+    return f"Linux has {aead.name} since {aead.linux.since}, if configured"
+
+
+def _cipher_type(aead: AEAD) -> int:
+    if aead.linux is None:
+        raise InvalidValue(f"Linux has no {aead.name}")
+    return aead.linux.cipher_type

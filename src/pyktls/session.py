@@ -38,9 +38,10 @@ class Direction(enum.StrEnum):
 
 
 def iv_length(suite: CipherSuite) -> int:
-    """Bytes of IV that the key schedule derives: 12, or 4 for GCM and CCM in TLS 1.2.
+    """Bytes of IV that the key schedule derives: 12, or in TLS 1.2 4 for GCM and CCM, 0 for CBC.
 
-    (RFC 8446 section 5.3; RFC 5288 section 3, RFC 6655 section 3, RFC 7905 section 2.)
+    (RFC 8446 section 5.3; RFC 5288 section 3, RFC 6655 section 3, RFC 7905 section 2, RFC 5246
+    section 6.2.3.2.)
     """
     return NONCE_LENGTH if suite.version == TLS_1_3 else suite.aead.implicit_iv_length
 
@@ -49,13 +50,14 @@ class DirectionKeys:
     """Key material of one direction: ``key``, ``iv`` and ``sequence``, the next record's number.
 
     ``key`` and ``iv`` are bytearrays as the key schedule derives them (``iv_length`` tells how long
-    the IV is); ``secret`` is the TLS 1.3 traffic secret they came from, None in TLS 1.2.  The
-    lengths are checked where they meet a suite, in ``Session``.
+    the IV is); ``secret`` is the TLS 1.3 traffic secret they came from, None in TLS 1.2;
+    ``mac_key`` is the HMAC's key for AES-CBC, empty for everything else.  The lengths are checked
+    where they meet a suite, in ``Session``.
 
     The keys can be installed once.  Whoever installs them calls ``claim()`` first.
     """
 
-    __slots__ = ("__weakref__", "_claimed", "_lock", "iv", "key", "secret", "sequence")
+    __slots__ = ("__weakref__", "_claimed", "_lock", "iv", "key", "mac_key", "secret", "sequence")
 
     def __init__(
         self,
@@ -64,8 +66,9 @@ class DirectionKeys:
         sequence: int,
         *,
         secret: bytes | bytearray | memoryview | None = None,
+        mac_key: bytes | bytearray | memoryview = b"",
     ) -> None:
-        for name, value in (("key", key), ("iv", iv), ("secret", secret)):
+        for name, value in (("key", key), ("iv", iv), ("secret", secret), ("mac_key", mac_key)):
             if not isinstance(value, (bytes, bytearray, memoryview)) and (
                 name != "secret" or value is not None
             ):
@@ -80,6 +83,7 @@ class DirectionKeys:
         self.iv = bytearray(iv)
         self.sequence = sequence
         self.secret = None if secret is None else bytearray(secret)
+        self.mac_key = bytearray(mac_key)
         self._claimed = False
         self._lock = threading.Lock()
 
@@ -102,11 +106,11 @@ class DirectionKeys:
             self._claimed = False
 
     def wipe(self) -> None:
-        """Overwrite key, IV and secret with zeros, and forget them."""
-        for buffer in (self.key, self.iv, self.secret):
+        """Overwrite keys, IV and secret with zeros, and forget them."""
+        for buffer in (self.key, self.iv, self.secret, self.mac_key):
             if buffer is not None:
                 wipe(buffer)
-        self.key, self.iv, self.secret = bytearray(), bytearray(), None
+        self.key, self.iv, self.secret, self.mac_key = bytearray(), bytearray(), None, bytearray()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DirectionKeys):
@@ -115,6 +119,7 @@ class DirectionKeys:
             self.sequence == other.sequence
             and hmac.compare_digest(self.key, other.key)
             and hmac.compare_digest(self.iv, other.iv)
+            and hmac.compare_digest(self.mac_key, other.mac_key)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -205,8 +210,12 @@ class Session:
 
 
 def check_lengths(suite: CipherSuite, direction: Direction, keys: DirectionKeys) -> None:
-    """Raise InvalidValue unless the key, the IV and the secret have the suite's lengths."""
-    wanted = {"key": suite.aead.key_length, "iv": iv_length(suite)}
+    """Raise InvalidValue unless the keys, the IV and the secret have the suite's lengths."""
+    wanted = {
+        "key": suite.aead.key_length,
+        "iv": iv_length(suite),
+        "mac_key": suite.aead.mac_key_length,
+    }
     if keys.secret is not None:
         wanted["secret"] = suite.hash_length
     for name, length in wanted.items():

@@ -9,7 +9,8 @@ handshake messages go to the state machine in post_handshake.py, and the caller'
 a session ticket is taken in silently, a KeyUpdate changes keys, close_notify is the end of the
 stream (``b""``), a fatal alert raises ``TLSAlert``.  An end without close_notify raises
 ``TruncationError``.  Whatever breaks the record layer is final: the error is kept, and every later
-read raises it again without asking the kernel, which would block for ever.
+read raises it again without asking the kernel, which would block for ever.  FreeBSD gives the type
+only with the first part of a record that is read in parts, so what is being read is remembered.
 
 *Writing.*  One lock covers everything that is sent, so that a control record never comes between
 the parts of a message, and a change of keys never between the records of one send.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import select
 import socket
@@ -33,7 +35,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from . import _records
+from . import _records, freebsd
+from ._kernel import lib
 from .ciphers import TLS_1_2, TLS_1_3
 from .engines import native
 from .errors import (
@@ -69,7 +72,7 @@ from .post_handshake import (
 )
 from .session import Direction, Session
 from .status import Status, status
-from .switch import check_socket, install_fd, rekey_fd
+from .switch import check_socket, install_fd, rekey_fd, system
 
 if TYPE_CHECKING:
     import ssl
@@ -82,6 +85,7 @@ __all__ = ["KTLSSocket", "offload"]
 # A control record is never longer than this, and a handshake message may come in several.
 _CONTROL_SIZE = 16384
 _NO_WAIT = 0.0
+_SENDFILE_STEP = 1 << 30
 
 # What the kernel says when a record cannot be right, and the alert that tells the peer so
 # (RFC 8446 section 6.2).  Linux: net/tls/tls_sw.c.
@@ -96,6 +100,27 @@ _BROKEN_RECORD = {
         "the kernel waits for a change of keys that cannot be made",
     ),
 }
+
+_ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
+if _ON_FREEBSD:
+    # sys/kern/uipc_ktls.c.  EBADMSG comes when the receive buffer is empty: good records that were
+    # behind the bad one have then been read.
+    _BROKEN_RECORD = {
+        errno.EBADMSG: (
+            BAD_RECORD_MAC,
+            "a record failed authentication, and data read just before may be what followed it",
+        ),
+        errno.EMSGSIZE: (
+            RECORD_OVERFLOW,
+            "a record is too long, too short, or was cut off by the end of the connection",
+        ),
+        errno.EINVAL: (
+            PROTOCOL_VERSION,
+            "a record's header carries another protocol version, or in TLS 1.3 another type",
+        ),
+    }
+# FreeBSD reports an error once and then blocks the next read for ever, so all are kept but these.
+_PASSING = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.EBADF, errno.EFAULT, errno.ENOMEM}
 
 
 class KTLSSocket(socket.socket):
@@ -117,6 +142,7 @@ class KTLSSocket(socket.socket):
         "_connection",
         "_leftover",
         "_post",
+        "_reading_data",
         "_receive_ended",
         "_receive_error",
         "_receive_lock",
@@ -136,7 +162,8 @@ class KTLSSocket(socket.socket):
         self._receive_lock = threading.RLock()
         self._send_lock = threading.RLock()
         self._leftover = b""
-        self._receive_error: Error | None = None
+        self._receive_error: Error | OSError | None = None
+        self._reading_data = False  # FreeBSD: the rest of a data record comes next, without a type
         self._receive_ended = False  # close_notify was received
         self._send_ended = True  # close_notify was sent, or nothing may be sent any more
         self._answer_due = False  # the peer asked for a KeyUpdate, which is still to be sent
@@ -296,8 +323,7 @@ class KTLSSocket(socket.socket):
             received, record_type, msg_flags = _records.recv_into(fd, view, 0, flags, deadline)
         except OSError as e:
             self._receive_failed(e)
-        if record_type == APPLICATION_DATA:
-            self._data_arrives()
+        if self._is_data(record_type, received, msg_flags, flags):
             if not received and flags & socket.MSG_PEEK:
                 # Empty records with something else behind them: a look does not take them away.
                 _records.recv(fd, 1, 0, deadline)
@@ -314,11 +340,22 @@ class KTLSSocket(socket.socket):
             data, record_type, msg_flags = _records.recv(fd, bufsize, flags, deadline)
         except OSError as e:
             self._receive_failed(e)
-        if record_type == APPLICATION_DATA:
-            self._data_arrives()
+        if self._is_data(record_type, len(data), msg_flags, flags):
             return data or None
         self._not_data(data, record_type, msg_flags, flags, bufsize, deadline)
         return b"" if self._receive_ended else None
+
+    def _is_data(self, record_type: int, received: int, msg_flags: int, flags: int) -> bool:
+        """Whether a read returned application data; also remembers where it stopped."""
+        rest = self._reading_data and record_type == _records.NO_RECORD_TYPE and received > 0
+        if not rest and record_type != APPLICATION_DATA:
+            return False
+        if _ON_FREEBSD and not flags & socket.MSG_PEEK:
+            # An empty record has no MSG_EOR, and no rest either.
+            self._reading_data = received > 0 and not msg_flags & socket.MSG_EOR
+        if not rest:
+            self._data_arrives()
+        return True
 
     def _descriptor(self) -> int:
         fd = self.fileno()
@@ -400,6 +437,9 @@ class KTLSSocket(socket.socket):
         """Map what a read raised; errors of the record layer are kept."""
         broken = _BROKEN_RECORD.get(error.errno or 0)
         if broken is None:
+            if _ON_FREEBSD and error.errno is not None and error.errno not in _PASSING:
+                self._send_ended = True
+                self._receive_error = error
             raise error
         description, reason = broken
         # The kernel keeps an error for the next send as well; reading it clears it.
@@ -435,7 +475,7 @@ class KTLSSocket(socket.socket):
                 INTERNAL_ERROR,
                 RecordError(
                     "the peer changed its keys (KeyUpdate), and this kernel cannot follow: "
-                    f"Linux can since 6.14 ({e})"
+                    f"{system.NO_REKEY} ({e})"
                 ),
                 e,
             )
@@ -514,7 +554,45 @@ class KTLSSocket(socket.socket):
                 with contextlib.suppress(AttributeError, OSError):
                     size = os.fstat(file.fileno()).st_size
                     count = min(count, size - offset) if size > offset else count
+            if _ON_FREEBSD:
+                return self._sendfile(file, offset, count)
             return super().sendfile(file, offset, count)
+
+    def _sendfile(self, file: Any, offset: int, count: int | None) -> int:
+        """``sendfile`` over FreeBSD's system call, which tells what it sent when it fails, too."""
+        self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
+        try:
+            source = file.fileno()
+            size = os.fstat(source).st_size
+        except (AttributeError, OSError, io.UnsupportedOperation):
+            size = 0
+        if not size:  # no real file, or one like /proc's: read it
+            return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined, no-any-return]
+        timeout = self.gettimeout()
+        if timeout == 0:
+            raise InvalidValue("non-blocking sockets are not supported")
+        fd = self._descriptor()
+        left = max(0, size - offset) if count is None else min(count, max(0, size - offset))
+        total = 0
+        try:
+            while left > 0:
+                # As with socket.sendfile the timeout is for each step, not for the whole file.
+                deadline = _records.Deadline(timeout)
+                sent, error = freebsd.sendfile(
+                    fd, source, offset + total, min(left, _SENDFILE_STEP)
+                )
+                total += sent
+                left -= sent
+                if error is None and not sent:
+                    break  # the file has become shorter
+                if isinstance(error, BlockingIOError):
+                    _records.wait_writable(fd, deadline)
+                elif error is not None and not isinstance(error, InterruptedError):
+                    raise error
+            return total
+        finally:
+            if total and hasattr(file, "seek"):
+                file.seek(offset + total)
 
     def _before_sending(self) -> _records.Deadline:
         """What every send begins with, under the send lock; OSError if nothing can be sent."""
@@ -659,7 +737,9 @@ class KTLSSocket(socket.socket):
 
     def _is_dead(self) -> bool:
         """Whether an error has ended both directions, so that nothing is left to be delivered."""
-        return isinstance(self._receive_error, TLSAlert | RecordError)
+        return isinstance(self._receive_error, TLSAlert | RecordError | OSError) and not isinstance(
+            self._receive_error, TruncationError
+        )
 
     def _aborts(self) -> bool:
         """Whether the user chose to close with a reset (SO_LINGER with 0 seconds)."""

@@ -6,11 +6,12 @@ import enum
 import errno
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from . import linux
+from . import freebsd, linux
 from ._kernel import lib
 from .ciphers import aead_by_linux_type
+from .engines import native
 from .errors import InvalidType, InvalidValue
 from .session import Direction
 from .sock_diag import ulp_info
@@ -26,6 +27,8 @@ class Mode(enum.StrEnum):
     KERNEL = "kernel"
     SOFTWARE = "software"
     DEVICE = "device"
+    #: In a network card that does all of TCP (FreeBSD).
+    TOE = "toe"
 
     def __bool__(self) -> bool:
         return self is not Mode.NONE
@@ -37,7 +40,12 @@ class Status:
 
     ``ulp`` is the name of the attached upper layer protocol ("tls", or empty).  ``version`` is
     0x0303 or 0x0304 and ``cipher`` the AEAD's name, both None while no keys are installed.
-    ``tx`` and ``rx`` are true exactly if that direction is in the kernel.
+    ``tx`` and ``rx`` are true exactly if that direction is in the kernel.  FreeBSD tells the modes
+    and nothing else: there ``ulp`` is empty, ``version`` and ``cipher`` are None.
+
+    ``openssl_tx`` and ``openssl_rx`` are for an ``ssl.SSLSocket``: whether OpenSSL itself has
+    switched that direction (``BIO_get_ktls_send``, ``BIO_get_ktls_recv``).  None for any other
+    socket, and where OpenSSL cannot be asked.
     """
 
     ulp: str
@@ -45,23 +53,46 @@ class Status:
     cipher: str | None
     tx: Mode
     rx: Mode
+    openssl_tx: bool | None = None
+    openssl_rx: bool | None = None
 
 
 _CONF = {lib.TLS_CONF_SW: Mode.SOFTWARE, lib.TLS_CONF_HW: Mode.DEVICE}
+_FREEBSD_MODES = {
+    freebsd.TCP_TLS_MODE_NONE: Mode.NONE,
+    freebsd.TCP_TLS_MODE_SW: Mode.SOFTWARE,
+    freebsd.TCP_TLS_MODE_IFNET: Mode.DEVICE,
+    freebsd.TCP_TLS_MODE_TOE: Mode.TOE,
+}
 
 
 def status(sock: socket.socket) -> Status:
     """Ask the kernel how it does TLS on ``sock``, whoever switched it on.
 
     Works for any TCP socket, ``ssl.SSLSocket`` included, and needs no privilege; without
-    CAP_NET_ADMIN kernels up to 6.12 do not tell software from NIC (``Mode.KERNEL``).  Raises
+    CAP_NET_ADMIN Linux up to 6.12 does not tell software from NIC (``Mode.KERNEL``).  Raises
     InvalidType for what is no socket, InvalidValue for a closed one.
     """
     if not isinstance(sock, socket.socket):
         raise InvalidType(f"a socket is needed, not {type(sock).__name__}")
-    fd = sock.fileno()
-    if fd < 0:
+    if sock.fileno() < 0:
         raise InvalidValue("the socket is closed")
+    ask = _ask_freebsd if lib.pyktls_system() == lib.PYKTLS_FREEBSD else _ask_linux
+    found = ask(sock)
+    sslobj = getattr(sock, "_sslobj", None) if isinstance(sock, ssl.SSLSocket) else None
+    openssl = native.openssl_ktls(sslobj) if sslobj is not None else None
+    if openssl is None:
+        return found
+    return replace(found, openssl_tx=openssl[0], openssl_rx=openssl[1])
+
+
+def _ask_freebsd(sock: socket.socket) -> Status:
+    tx, rx = (_FREEBSD_MODES.get(freebsd.mode_of(sock.fileno(), d), Mode.KERNEL) for d in Direction)
+    return Status("", None, None, tx, rx)
+
+
+def _ask_linux(sock: socket.socket) -> Status:
+    fd = sock.fileno()
     try:
         ulp = linux.get_ulp(fd).decode(errors="replace")
     except OSError as e:

@@ -13,17 +13,22 @@ import errno
 import secrets
 import socket
 import ssl
-import sys
+from typing import TYPE_CHECKING
 
+from . import freebsd, linux
+from ._kernel import lib
 from .ciphers import NONCE_LENGTH, TLS_1_2
 from .errors import HandoffRefused, InvalidType, InvalidValue, Unavailable
 from .key_schedule import next_traffic_secret, traffic_keys, wipe
 from .session import Direction, DirectionKeys, Session, check_lengths
 
-if sys.platform.startswith("linux"):
-    from . import linux as system
+if TYPE_CHECKING:
+    from .socket_calls import System
 
-__all__ = ["check_cipher", "check_socket", "install", "install_fd", "rekey_fd"]
+__all__ = ["check_cipher", "check_socket", "install", "install_fd", "rekey_fd", "system"]
+
+#: The kernel that the compiled half is made for.
+system: System = freebsd if lib.pyktls_system() == lib.PYKTLS_FREEBSD else linux
 
 
 def install(sock: socket.socket, session: Session, tx: bool = True, rx: bool = True) -> None:
@@ -66,16 +71,16 @@ def check_socket(sock: socket.socket) -> None:
         raise HandoffRefused("the socket is not connected") from e
 
 
-def check_cipher(session: Session) -> None:
-    """Raise Unavailable unless this kernel takes the session's cipher."""
+def check_cipher(session: Session, wanted: list[Direction]) -> None:
+    """Raise Unavailable unless this kernel takes the session's cipher in those directions."""
     suite = session.cipher
-    error = system.cipher_refusal(suite.version, suite.aead)
+    error = system.cipher_refusal(suite.version, suite.aead, wanted)
     if error is None:
         return
     raise Unavailable(
         f"this kernel does not take {suite.aead.name} with "
         f"{'TLS 1.2' if suite.version == TLS_1_2 else 'TLS 1.3'} ({error})",
-        remedy=f"Linux has {suite.aead.name} since {suite.aead.linux.since}, if configured",
+        remedy=system.cipher_remedy(suite.aead, error),
     ) from error
 
 
@@ -83,7 +88,8 @@ def nonce_base(session: Session, direction: Direction) -> bytearray:
     """The 12 bytes that kernel.h calls iv: write IV, or implicit IV and an explicit nonce.
 
     The explicit nonce of TLS 1.2 begins at 8 fresh random bytes, as OpenSSL's does: the numbers
-    that OpenSSL has already used under this key are unknown, and must not come again.
+    that OpenSSL has already used under this key are unknown, and must not come again.  (FreeBSD
+    chooses its own, and AES-CBC has nothing like it: there the random bytes go unused.)
     """
     iv = session.keys(direction).iv
     return iv + secrets.token_bytes(NONCE_LENGTH - len(iv))
@@ -104,7 +110,7 @@ def install_fd(fd: int, session: Session, *, tx: bool, rx: bool) -> None:
     already = [d for d in system.directions(fd) if d in wanted]
     if already:
         raise HandoffRefused(f"kernel TLS is already on for {' and '.join(already)}")
-    check_cipher(session)
+    check_cipher(session, wanted)
 
     claimed: list[DirectionKeys] = []
     try:
@@ -151,7 +157,7 @@ def _install_keys(fd: int, session: Session, wanted: list[Direction]) -> None:
 def rekey_fd(fd: int, session: Session, direction: Direction) -> None:
     """Move one direction of an installed TLS 1.3 session on to its next keys (RFC 8446 7.2).
 
-    Raises OSError: EBUSY where the kernel has no rekey (Linux before 6.14).
+    Raises OSError where the kernel has no rekey: EBUSY (Linux before 6.14), EALREADY (FreeBSD).
     """
     old = session.keys(direction)
     if old.secret is None:

@@ -60,6 +60,7 @@ AES_128_1_3 = suite(0x1301)
 AES_256_1_3 = suite(0x1302)
 AES_128_1_2 = suite(0xC02F)
 AES_256_1_2 = suite(0xC030)
+AES_256_CBC = suite(0xC028)
 
 
 def have(hash_name: str) -> bool:
@@ -270,9 +271,14 @@ class TestKeyBlock:
             client_random=unhex(vector["client_random"]),
             server_random=unhex(vector["server_random"]),
         )
-        joined = b"".join(block)
-        assert joined == unhex(vector["output"])[: len(joined)]
-        assert [type(part) for part in block] == [bytearray] * 4
+        # RFC 5246 section 6.3: MAC keys come first, and AEADs have none.
+        macs = block.client_write_mac_key, block.server_write_mac_key
+        joined = b"".join((*macs, *block))
+        output = unhex(vector["output"])
+        assert len(output) >= 104
+        assert joined[: len(output)] == output[: len(joined)]
+        assert [type(part) for part in (*macs, *block)] == [bytearray] * 6
+        assert [len(part) for part in macs] == [suite.aead.mac_key_length] * 2
         key, iv = suite.aead.key_length, suite.aead.implicit_iv_length
         assert [len(part) for part in block] == [key, key, iv, iv]
 
@@ -310,7 +316,13 @@ class TestKeyBlock:
         block = key_block(suite, master_secret, client_random, server_random)
         key, iv = suite.aead.key_length, suite.aead.implicit_iv_length
         seed = server_random + client_random
-        expected = oracle_prf(suite.hash, master_secret, b"key expansion", seed, 2 * (key + iv))
+        mac = suite.aead.mac_key_length
+        expected = oracle_prf(
+            suite.hash, master_secret, b"key expansion", seed, 2 * (mac + key + iv)
+        )
+        assert block.client_write_mac_key == expected[:mac]
+        assert block.server_write_mac_key == expected[mac : 2 * mac]
+        expected = expected[2 * mac :]
         assert block.client_write_key == expected[:key]
         assert block.server_write_key == expected[key : 2 * key]
         assert block.client_write_iv == expected[2 * key : 2 * key + iv]
@@ -384,6 +396,14 @@ class TestSecrecy:
         block.wipe()
         assert not any(any(part) for part in parts)
         assert [len(part) for part in block] == [32, 32, 4, 4]
+
+    def test_mac_keys_are_not_shown_and_are_wiped(self) -> None:
+        block = key_block(AES_256_CBC, b"m" * 48, b"c" * 32, b"s" * 32)
+        macs = block.client_write_mac_key, block.server_write_mac_key
+        assert repr(block) == "<KeyBlock: keys of 32 bytes, MAC keys of 48 bytes, IVs of 0 bytes>"
+        assert all(any(mac) for mac in macs)
+        block.wipe()
+        assert not any(any(mac) for mac in macs)
 
     def test_parts_are_separate(self) -> None:
         block = self.block()

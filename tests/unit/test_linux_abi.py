@@ -173,7 +173,7 @@ class TestStructs:
 
 @st.composite
 def crypto_infos(draw: st.DrawFn) -> CryptoInfo:
-    aead = draw(st.sampled_from(AEADS))
+    aead = draw(st.sampled_from([aead for aead in AEADS if aead.linux is not None]))
     salt = 0 if aead.name == "CHACHA20_POLY1305" else 4
 
     def some(length: int) -> bytes:
@@ -572,4 +572,5 @@ class TestSecrecy:
 
 def test_every_suite_has_a_struct() -> None:
     for suite in SUITES:
-        assert lib.pyktls_linux_crypto_info_size(suite.aead.linux.cipher_type) in {40, 56}
+        if suite.aead.linux is not None:
+            assert lib.pyktls_linux_crypto_info_size(suite.aead.linux.cipher_type) in {40, 56}

@@ -115,7 +115,7 @@ def test_after_unwrap() -> None:
 @pytest.mark.parametrize(
     ("version", "cipher", "number"),
     [
-        (TLS_1_2, "ECDHE-ECDSA-AES128-SHA", "0xc009"),
+        (TLS_1_2, "ECDHE-ECDSA-CAMELLIA128-SHA256", "0xc072"),
         (TLS_1_2, "ECDHE-ECDSA-AES256-CCM", "0xc0ad"),
         (TLS_1_2, "ECDHE-ECDSA-AES128-CCM8", "0xc0ae"),
         (TLS_1_3, "TLS_AES_128_CCM_8_SHA256", "0x1305"),
@@ -125,6 +125,37 @@ def test_suites_that_no_kernel_knows(version: ssl.TLSVersion, cipher: str, numbe
     with tls.handshaken(version, cipher) as pair:
         for sock in (pair.client, pair.server):
             refused_by_both(sock, f"cipher suite {number} is not one that a kernel can carry on")
+        pair.exchange()
+
+
+@pytest.mark.parametrize("cipher", ["ECDHE-ECDSA-AES128-SHA", "ECDHE-RSA-AES256-SHA384"])
+def test_encrypt_then_mac(cipher: str) -> None:
+    """RFC 7366; OpenSSL agrees on it wherever both sides can, unless told not to."""
+    with tls.handshaken(TLS_1_2, cipher) as pair:
+        for sock in (pair.client, pair.server):
+            with pytest.raises(
+                pyktls.HandoffRefused, match=r"^the handshake agreed on encrypt-then-MAC for TLS_"
+            ):
+                pyktls.extract(sock)
+        pair.exchange()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_without_encrypt_then_mac(who: str, *, resumed: bool) -> None:
+    contexts = tls.contexts(TLS_1_2, "ECDHE-RSA-AES256-SHA384")
+    contexts[who == "server"].options |= 1 << 19  # SSL_OP_NO_ENCRYPT_THEN_MAC
+    session = None
+    if resumed:
+        with tls.connect(*contexts) as pair:
+            session = tls.resumable_session(pair)
+    with tls.connect(*contexts, session) as pair:
+        assert pair.client.session_reused is resumed
+        one, other = pyktls.extract(pair.client), pyktls.extract(pair.server)
+        assert one.tx == other.rx
+        assert one.rx == other.tx
+        assert len(one.tx.mac_key) == 48
+        assert one.tx.mac_key != one.rx.mac_key
         pair.exchange()
 
 
@@ -425,8 +456,13 @@ class FakeSystem:
         assert fd >= 0
         return self.on
 
-    def cipher_refusal(self, _version: int, _aead: AEAD) -> OSError | None:
+    def cipher_refusal(
+        self, _version: int, _aead: AEAD, _wanted: list[Direction]
+    ) -> OSError | None:
         return self.refusal
+
+    def cipher_remedy(self, aead: AEAD, error: OSError) -> str:
+        return linux.cipher_remedy(aead, error)
 
     def attach(self, fd: int) -> None:
         assert fd >= 0

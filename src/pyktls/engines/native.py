@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["extract", "leave", "progress", "watch", "why_not"]
+__all__ = ["extract", "leave", "openssl_ktls", "progress", "watch", "why_not"]
 
 _POINTER_SIZE = ffi.sizeof("void *")
 _CTX_OFFSET = object.__basicsize__
@@ -225,14 +225,15 @@ def _tls12_keys(suite: CipherSuite, seen: Any) -> tuple[DirectionKeys, Direction
     block = key_block(
         suite, master, bytes(ffi.buffer(seen.client_random)), bytes(ffi.buffer(seen.server_random))
     )
-    client = block.client_write_key, block.client_write_iv
-    server = block.server_write_key, block.server_write_iv
+    client = block.client_write_key, block.client_write_iv, block.client_write_mac_key
+    server = block.server_write_key, block.server_write_iv, block.server_write_mac_key
+
+    def keys(key: bytearray, iv: bytearray, mac_key: bytearray, half: Any) -> DirectionKeys:
+        return DirectionKeys(key, iv, half.sequence, mac_key=mac_key)
+
     try:
         own, peer = (server, client) if seen.server else (client, server)
-        return (
-            DirectionKeys(*own, seen.write.sequence),
-            DirectionKeys(*peer, seen.read.sequence),
-        )
+        return keys(*own, seen.write), keys(*peer, seen.read)
     finally:
         wipe(master)
         block.wipe()
@@ -243,6 +244,15 @@ def _session_from(seen: Any) -> Session:
     if suite is None or suite.version != seen.version:
         raise HandoffRefused(
             f"cipher suite {seen.suite:#06x} is not one that a kernel can carry on"
+        )
+    if suite.aead.mac_key_length and seen.encrypt_then_mac != 0:
+        # RFC 7366.  Kernels know only the older order, MAC then encrypt.
+        raise HandoffRefused(
+            f"the handshake agreed on encrypt-then-MAC for {suite.name}, which no kernel has; set "
+            "options |= 1 << 19 (OpenSSL's SSL_OP_NO_ENCRYPT_THEN_MAC) on the context"
+            if seen.encrypt_then_mac > 0
+            else "the ServerHello was not seen, so nobody knows whether it agreed on "
+            "encrypt-then-MAC: watch the context before the handshake"
         )
     halves = (seen.write, seen.read)
     if not all(half.live for half in halves):
@@ -267,6 +277,17 @@ def extract(sslobj: object, *, drained: bool = False) -> Session:
         for reason in _refusals(seen, drained=drained):
             raise HandoffRefused(reason)
         return _session_from(seen)
+
+
+def openssl_ktls(sslobj: object) -> tuple[bool, bool] | None:
+    """Whether OpenSSL itself has switched (sending, receiving); None if it cannot be asked.
+
+    These are the answers of BIO_get_ktls_send and BIO_get_ktls_recv.
+    """
+    if why_not() is not None:
+        return None
+    with _Snapshot(sslobj) as seen:
+        return bool(seen.ktls_send), bool(seen.ktls_recv)
 
 
 def progress(sslobj: object) -> tuple[int, int]:

@@ -1,0 +1,108 @@
+"""What the interfaces of both systems stand on: descriptors, socket options, a pair to try on."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+from ._kernel import ffi, lib
+from .errors import InvalidType, InvalidValue, syscall_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .ciphers import AEAD
+    from .session import Direction, DirectionKeys
+
+__all__ = ["HasFileno", "System", "descriptor", "getsockopt", "loopback_pair", "setsockopt"]
+
+
+class HasFileno(Protocol):
+    """Anything with a file descriptor."""
+
+    def fileno(self) -> int:
+        """Return it."""
+
+
+class System(Protocol):
+    """What switch.py asks of a system's module (``pyktls.linux``, ``pyktls.freebsd``)."""
+
+    #: Why a KeyUpdate cannot be followed, where it cannot.
+    NO_REKEY: str
+
+    def attach(self, fd: int, /) -> None:
+        """Make a socket ready for keys; raises Unavailable or HandoffRefused."""
+
+    def directions(self, fd: int, /) -> Iterable[Direction]:
+        """The directions that are in the kernel already."""
+
+    def cipher_refusal(
+        self, version: int, aead: AEAD, wanted: Iterable[Direction] = ..., /
+    ) -> OSError | None:
+        """The error with which this kernel refuses a cipher, None if it takes it."""
+
+    def cipher_remedy(self, aead: AEAD, error: OSError, /) -> str:
+        """What would help against that error."""
+
+    def install(
+        self,
+        fd: int,
+        direction: Direction,
+        version: int,
+        aead: AEAD,
+        keys: DirectionKeys,
+        nonce: bytearray,
+        /,
+    ) -> None:
+        """Install the keys of one direction and ask the kernel whether it has them."""
+
+
+def descriptor(sock: HasFileno | int) -> int:
+    """The file descriptor of a socket, or the number itself."""
+    if isinstance(sock, int) and not isinstance(sock, bool):
+        fd = sock
+    elif hasattr(sock, "fileno"):
+        fd = sock.fileno()
+    else:
+        raise InvalidType(f"a socket or a file descriptor is needed, not {type(sock).__name__}")
+    if fd < 0:
+        raise InvalidValue("the socket is closed")
+    return fd
+
+
+def setsockopt(fd: int, level: int, option: int, value: bytes | bytearray, call: str) -> None:
+    """Set an option; an OSError names ``call``."""
+    if lib.setsockopt(fd, level, option, ffi.from_buffer(value), len(value)) < 0:
+        raise syscall_error(ffi.errno, call)
+
+
+def getsockopt(fd: int, level: int, option: int, size: int, call: str) -> bytearray:
+    """Read at most ``size`` bytes of an option; an OSError names ``call``."""
+    value = bytearray(size)
+    length = ffi.new("unsigned int *", size)
+    if lib.getsockopt(fd, level, option, ffi.from_buffer(value), length) < 0:
+        raise syscall_error(ffi.errno, call)
+    del value[length[0] :]
+    return value
+
+
+def loopback_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected TCP sockets on the loopback interface, to try things on.
+
+    Raises OSError where there is none (a network namespace whose ``lo`` is down).
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        near = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            near.connect(listener.getsockname())
+            # Somebody else may have been faster to connect: take only our own connection.
+            while True:
+                far, address = listener.accept()
+                if address == near.getsockname():
+                    return near, far
+                far.close()
+        except BaseException:
+            near.close()
+            raise
