@@ -13,7 +13,7 @@ import socket
 import pytest
 
 from pyktls import Direction, Unavailable, linux
-from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3
+from pyktls.ciphers import TLS_1_2, TLS_1_3, aead_by_linux_type
 from support import kernel, records, tls
 from support.kernel import SUITES, TIMEOUT, both_ways, suite_id
 
@@ -106,7 +106,8 @@ def test_sm4_and_aria_are_taken_or_refused_with_the_name_of_the_call(
     tcp, cipher_type, version, option
 ):
     """ENOENT where the kernel has no such cipher; ARIA is for TLS 1.2 only (EINVAL)."""
-    (aead,) = (a for a in AEADS if a.linux.cipher_type == cipher_type)
+    aead = aead_by_linux_type(cipher_type)
+    assert aead is not None
     suite = kernel.suite(version)
     info = kernel.crypto_info(suite, aead=aead)
     linux.set_ulp(tcp[0])
