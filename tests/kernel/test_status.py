@@ -20,6 +20,8 @@ from support.kernel import SUITES, both_ways, suite_id
 
 SUITE = kernel.suite(TLS_1_3)
 NOTHING = Status("", None, None, Mode.NONE, Mode.NONE)
+# Of an ssl.SSLSocket OpenSSL is asked as well.
+NEITHER = Status("", None, None, Mode.NONE, Mode.NONE, openssl_tx=False, openssl_rx=False)
 OP_ENABLE_KTLS = 0x8  # in the ssl module from Python 3.12 on
 
 
@@ -88,7 +90,7 @@ def test_the_socket_of_offload_tells_it_too():
     with kernel.offloaded(TLS_1_2, "ECDHE-RSA-AES128-GCM-SHA256") as (sock, peer):
         expected = Status("tls", TLS_1_2, "AES_128_GCM", Mode.SOFTWARE, Mode.SOFTWARE)
         assert sock.ktls == pyktls.status(sock) == expected
-        assert pyktls.status(peer) == NOTHING  # an ssl.SSLSocket
+        assert pyktls.status(peer) == NEITHER  # an ssl.SSLSocket
 
 
 def test_a_connection_that_the_peer_has_closed_still_tells(tcp):
@@ -204,10 +206,12 @@ def test_what_openssl_switched_itself_is_seen_and_left_alone(version, cipher):
         status = pyktls.status(own)
         if not openssl_can_ktls():
             # Debian's OpenSSL is built without: the option is accepted and does nothing.
-            assert status == NOTHING
+            assert status == NEITHER
             both_ways(own, peer)
             return
         assert status.tx is Mode.SOFTWARE
+        assert status.openssl_tx is True
+        assert bool(status.rx) is status.openssl_rx
         assert status.version == version
         message = "OpenSSL has itself switched this connection to kernel TLS (OP_ENABLE_KTLS)"
         for refuse in (pyktls.extract, pyktls.offload):
