@@ -25,11 +25,17 @@ import pytest
 from pyktls import __version__, demo, linux
 from pyktls.__main__ import main
 from pyktls.ciphers import TLS_1_2, TLS_1_3
-from pyktls.demo import CANNOT_RUN, FAILED, MIB, OK, Evidence, Outcome, Setting, Step
+from pyktls.demo import CANNOT_RUN, FAILED, OK, ends, limits, material, results, running
+from pyktls.demo.display import Display
+from pyktls.demo.evidence import Evidence
+from pyktls.demo.outcomes import Outcome, doubts
+from pyktls.demo.steps import MIB, SERVED, Setting, Step, all_steps
 from pyktls.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyktls.demo.display import Progress
 
 SIZE = 3 * MIB
 STAT = {"TlsCurrTxSw": 0, "TlsTxSw": 2, "TlsRxSw": 2, "TlsDecryptError": 0}
@@ -69,7 +75,7 @@ def outcome(
 def all_outcomes(failure: str | None = None) -> list[Outcome]:
     return [
         outcome(step.python, step.peer, step.version, failure=failure)
-        for step in demo.all_steps(curl=True)
+        for step in all_steps(curl=True)
     ]
 
 
@@ -82,9 +88,9 @@ def children() -> list[int]:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     place = tmp_path_factory.mktemp("demo")
-    openssl = demo.find_openssl()
-    demo.make_certificate(openssl, place)
-    sha256 = demo.make_file(place / demo.SERVED, SIZE, ignore)
+    openssl = material.find_openssl()
+    material.make_certificate(openssl, place)
+    sha256 = material.make_file(place / SERVED, SIZE, ignore)
     return Setting(openssl, shutil.which("curl"), None, place, SIZE, sha256)
 
 
@@ -103,7 +109,7 @@ def test_the_table_fits_80_columns() -> None:
         Outcome(Step(TLS_1_3, "pyktls", "curl"), failure="it went wrong"),
         outcome(cipher="A_CIPHER_OF_THE_FUTURE_WITH_A_LONG_NAME"),
     ]
-    lines = demo.table(outcomes)
+    lines = results.table(outcomes)
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == (
         ["TLS", "sent", "by", "->", "to", "cipher", "TX", "RX", "MB/s", "CPU", "s", "result"]
@@ -118,14 +124,16 @@ def test_the_table_fits_80_columns() -> None:
 @pytest.mark.parametrize("failure", [None, "the kernel did not confirm: " + "it said no, " * 30])
 def test_all_that_is_shown_fits_80_columns(failure: str | None) -> None:
     out = io.StringIO()
-    display = demo.Display(out)
+    display = Display(out)
     outcomes = all_outcomes(failure)
     for one in outcomes:
-        demo.show_evidence(one, display)
-    demo.show_evidence(outcome(evidence=evidence(sock_diag=None, ss=None, version=None)), display)
-    demo.show_evidence(outcome(evidence=None), display)
-    demo.show_counters(STAT, dict.fromkeys(STAT, 10**7), 6, display)
-    demo.show_results(outcomes, display)
+        results.show_evidence(one, display)
+    results.show_evidence(
+        outcome(evidence=evidence(sock_diag=None, ss=None, version=None)), display
+    )
+    results.show_evidence(outcome(evidence=None), display)
+    results.show_counters(STAT, dict.fromkeys(STAT, 10**7), 6, display)
+    results.show_results(outcomes, display)
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert all(line == line.rstrip() for line in lines)
@@ -133,7 +141,7 @@ def test_all_that_is_shown_fits_80_columns(failure: str | None) -> None:
 
 
 def test_the_comparison_is_one_sentence_with_the_ratio() -> None:
-    assert demo.comparison(all_outcomes()) == (
+    assert results.comparison(all_outcomes()) == (
         "To send this file to s_client, Python's ssl took 3.0 times the CPU time of pyktls's "
         "sendfile in this run: 1.50 s against 0.50 s with TLS 1.3, 1.50 s against 0.50 s with "
         "TLS 1.2."
@@ -141,9 +149,9 @@ def test_the_comparison_is_one_sentence_with_the_ratio() -> None:
 
 
 def test_nothing_is_compared_with_what_failed() -> None:
-    assert demo.comparison(all_outcomes("no")) == "There is nothing to compare in this run."
-    assert demo.cpu_ratio({}) is None
-    assert demo.comparison([outcome(cpu_seconds=0.0), outcome("ssl")]) == demo.comparison([])
+    assert results.comparison(all_outcomes("no")) == "There is nothing to compare in this run."
+    assert results.cpu_ratio({}) is None
+    assert results.comparison([outcome(cpu_seconds=0.0), outcome("ssl")]) == results.comparison([])
 
 
 class Terminal(io.StringIO):
@@ -153,7 +161,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_one_changing_line_on_a_terminal_and_nothing_elsewhere() -> None:
     for out in (Terminal(), io.StringIO()):
-        display = demo.Display(out)
+        display = Display(out)
         progress = display.progress("[1/10] a step")
         progress(MIB, 64 * MIB)
         progress(2 * MIB, 64 * MIB)  # too soon
@@ -176,15 +184,15 @@ def test_progress_is_one_changing_line_on_a_terminal_and_nothing_elsewhere() -> 
 
 
 def test_full_evidence_leaves_no_doubt() -> None:
-    assert demo.doubts(outcome()) == []
+    assert doubts(outcome()) == []
     fetched = evidence(tx_records=1, rx_records=4099)
-    assert demo.doubts(outcome(peer="s_server", evidence=fetched)) == []
+    assert doubts(outcome(peer="s_server", evidence=fetched)) == []
     # What the kernel does not tell is no contradiction.
     silent = evidence(sock_diag=None, ss=None, tx="kernel", rx="kernel", tx_records=None)
-    assert demo.doubts(outcome(evidence=silent)) == []
+    assert doubts(outcome(evidence=silent)) == []
     # A card keeps the numbers itself, and has a counter of its own.
     card = evidence(tx="device", tx_records=0, counters={"TlsTxDevice": 1, "TlsRxSw": 1})
-    assert demo.doubts(outcome(evidence=card)) == []
+    assert doubts(outcome(evidence=card)) == []
 
 
 @pytest.mark.parametrize(
@@ -204,11 +212,11 @@ def test_full_evidence_leaves_no_doubt() -> None:
     ],
 )
 def test_each_gap_in_the_evidence_is_a_doubt(changes: dict[str, Any], doubt: str) -> None:
-    assert demo.doubts(outcome(evidence=evidence(**changes))) == [doubt]
+    assert doubts(outcome(evidence=evidence(**changes))) == [doubt]
 
 
 def test_no_evidence_is_a_doubt() -> None:
-    assert demo.doubts(outcome(evidence=None))
+    assert doubts(outcome(evidence=None))
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -221,7 +229,7 @@ def no_kernel_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pretend(failure: str | None) -> Callable[..., Outcome]:
-    def run_step(step: Step, _: Setting, progress: demo.Progress) -> Outcome:
+    def run_step(step: Step, _: Setting, progress: Progress) -> Outcome:
         progress(MIB, MIB)
         fails = step.python == "pyktls" and step.peer == "curl"
         return outcome(step.python, step.peer, step.version, failure=failure if fails else None)
@@ -284,7 +292,7 @@ def test_without_json_all_is_on_stdout(
 def test_without_curl_the_rest_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "openssl").symlink_to(demo.find_openssl())
+    (tmp_path / "openssl").symlink_to(material.find_openssl())
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(demo, "run_step", pretend("never"))
     assert main(["demo", "--size", "1", "--json"]) == OK
@@ -322,7 +330,7 @@ def test_a_python_that_cannot_be_watched_is_status_2(
     def watch(_: object) -> None:
         raise Unavailable("this Python's OpenSSL cannot be reached")
 
-    monkeypatch.setattr(demo, "watch", watch)
+    monkeypatch.setattr(material, "watch", watch)
     assert main(["demo"]) == CANNOT_RUN
     assert "cannot be reached" in capsys.readouterr().err
 
@@ -380,10 +388,10 @@ def test_temporary_files_go_to_tmpdir_or_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert demo.choose_place(MIB) is None  # tempfile takes it from there
+    assert material.choose_place(MIB) is None  # tempfile takes it from there
     monkeypatch.delenv("TMPDIR")
-    assert demo.choose_place(1 << 60) is None  # no room
-    assert demo.choose_place(MIB) in ("/dev/shm", None)  # noqa: S108
+    assert material.choose_place(1 << 60) is None  # no room
+    assert material.choose_place(MIB) in ("/dev/shm", None)  # noqa: S108
 
 
 # ---- steps -----------------------------------------------------------------------------------
@@ -395,7 +403,7 @@ def test_pythons_own_ssl_runs_the_same_steps(version: int, peer: str, setting: S
     if peer == "curl" and setting.curl is None:
         pytest.skip("this machine has no curl")
     seen: list[int] = []
-    done = demo.run_step(Step(version, "ssl", peer), setting, lambda now, _: seen.append(now))
+    done = running.run_step(Step(version, "ssl", peer), setting, lambda now, _: seen.append(now))
     assert done.failure is None
     assert done.bytes == SIZE
     assert done.sha256 == setting.sha256
@@ -414,10 +422,10 @@ def test_pythons_own_ssl_runs_the_same_steps(version: int, peer: str, setting: S
 @pytest.mark.parametrize("peer", ["s_client", "s_server"])
 def test_another_hash_or_size_fails_the_step(peer: str, setting: Setting) -> None:
     other = dataclasses.replace(setting, sha256="0" * 64)
-    done = demo.run_step(Step(TLS_1_3, "ssl", peer), other, ignore)
+    done = running.run_step(Step(TLS_1_3, "ssl", peer), other, ignore)
     assert done.failure == f"the SHA-256 at the far end is another: {setting.sha256}"
     longer = dataclasses.replace(setting, size=SIZE + 1)
-    done = demo.run_step(Step(TLS_1_3, "ssl", peer), longer, ignore)
+    done = running.run_step(Step(TLS_1_3, "ssl", peer), longer, ignore)
     assert done.failure == f"{SIZE} of {SIZE + 1} bytes arrived"
 
 
@@ -426,8 +434,8 @@ def test_a_pyktls_step_without_evidence_fails(
 ) -> None:
     """An offload that does nothing: everything arrives, and still the step has failed."""
     monkeypatch.setattr(linux, "tls_stat", lambda: dict(STAT))
-    monkeypatch.setattr(demo, "offload", lambda tls: tls)
-    done = demo.run_step(Step(TLS_1_3, "pyktls", "s_client"), setting, ignore)
+    monkeypatch.setattr(ends, "offload", lambda tls: tls)
+    done = running.run_step(Step(TLS_1_3, "pyktls", "s_client"), setting, ignore)
     assert done.sha256 == setting.sha256
     assert done.failure is not None
     assert done.failure.startswith("the kernel did not confirm: TCP_ULP is '', TX is not in ")
@@ -440,9 +448,9 @@ def test_a_failing_python_end_is_the_reason(
         raise Unavailable("this kernel offers no TLS", remedy="load it")
 
     monkeypatch.setattr(linux, "tls_stat", lambda: dict(STAT))
-    monkeypatch.setattr(demo, "offload", offload)
+    monkeypatch.setattr(ends, "offload", offload)
     for peer in ("s_client", "s_server"):
-        done = demo.run_step(Step(TLS_1_3, "pyktls", peer), setting, ignore)
+        done = running.run_step(Step(TLS_1_3, "pyktls", peer), setting, ignore)
         assert done.failure is not None
         assert done.failure.startswith("Unavailable: this kernel offers no TLS; load it")
         assert children() == []
@@ -451,8 +459,8 @@ def test_a_failing_python_end_is_the_reason(
 def test_a_python_end_that_dies_is_noticed(
     monkeypatch: pytest.MonkeyPatch, setting: Setting
 ) -> None:
-    monkeypatch.setattr(demo, "read_request", lambda _: os._exit(3))
-    done = demo.run_step(Step(TLS_1_3, "ssl", "s_client"), setting, ignore)
+    monkeypatch.setattr(ends, "read_request", lambda _: os._exit(3))
+    done = running.run_step(Step(TLS_1_3, "ssl", "s_client"), setting, ignore)
     assert done.failure is not None
     assert done.failure.startswith("the Python end died (exit status 3)")
 
@@ -460,14 +468,16 @@ def test_a_python_end_that_dies_is_noticed(
 def test_a_peer_that_fails_is_named_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, setting: Setting
 ) -> None:
-    monkeypatch.setattr(demo, "s_client", lambda *_: ["sh", "-c", "echo 'I will not' >&2; exit 4"])
-    done = demo.run_step(Step(TLS_1_3, "ssl", "s_client"), setting, ignore)
+    monkeypatch.setattr(
+        running, "s_client", lambda *_: ["sh", "-c", "echo 'I will not' >&2; exit 4"]
+    )
+    done = running.run_step(Step(TLS_1_3, "ssl", "s_client"), setting, ignore)
     assert done.failure == "s_client ended with status 4: I will not"
-    monkeypatch.setattr(demo, "s_server", lambda *_: ["sh", "-c", "echo 'Nor I' >&2; exit 5"])
-    done = demo.run_step(Step(TLS_1_3, "ssl", "s_server"), setting, ignore)
+    monkeypatch.setattr(running, "s_server", lambda *_: ["sh", "-c", "echo 'Nor I' >&2; exit 5"])
+    done = running.run_step(Step(TLS_1_3, "ssl", "s_server"), setting, ignore)
     assert done.failure == "s_server ended with status 5: Nor I"
-    monkeypatch.setattr(demo, "s_server", lambda *_: ["/no/such/program"])
-    done = demo.run_step(Step(TLS_1_3, "ssl", "s_server"), setting, ignore)
+    monkeypatch.setattr(running, "s_server", lambda *_: ["/no/such/program"])
+    done = running.run_step(Step(TLS_1_3, "ssl", "s_server"), setting, ignore)
     assert done.failure is not None
     assert "/no/such/program" in done.failure
     assert children() == []
@@ -477,11 +487,11 @@ def test_a_peer_that_fails_is_named_with_its_reason(
 def test_a_peer_that_hangs_is_killed(
     peer: str, monkeypatch: pytest.MonkeyPatch, setting: Setting
 ) -> None:
-    monkeypatch.setattr(demo, "START_TIMEOUT", 0.5)
-    monkeypatch.setattr(demo, "STALL_TIMEOUT", 0.5)
-    monkeypatch.setattr(demo, peer, lambda *_: ["sleep", "1000"])
+    monkeypatch.setattr(limits, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(running, peer, lambda *_: ["sleep", "1000"])
     started = time.monotonic()
-    done = demo.run_step(Step(TLS_1_3, "ssl", peer), setting, ignore)
+    done = running.run_step(Step(TLS_1_3, "ssl", peer), setting, ignore)
     assert time.monotonic() - started < 10
     assert done.failure is not None
     assert f"{peer} printed nothing for 0 seconds" in done.failure
@@ -498,10 +508,10 @@ def test_a_python_end_that_hangs_is_killed(
 
     # The server is waited for from its start, the client only once s_server listens.
     waits = {"s_client": "START_TIMEOUT", "s_server": "STALL_TIMEOUT"}
-    monkeypatch.setattr(demo, waits[peer], 0.5)
-    monkeypatch.setattr(demo, "serve", hang)
-    monkeypatch.setattr(demo, "fetch", hang)
-    done = demo.run_step(Step(TLS_1_3, "ssl", peer), setting, ignore)
+    monkeypatch.setattr(limits, waits[peer], 0.5)
+    monkeypatch.setattr(running, "serve", hang)
+    monkeypatch.setattr(running, "fetch", hang)
+    done = running.run_step(Step(TLS_1_3, "ssl", peer), setting, ignore)
     assert done.failure == "the Python end said nothing for 0 seconds"
     assert children() == []
     assert multiprocessing.active_children() == []
@@ -521,9 +531,10 @@ def test_when_it_is_ended_nothing_stays_behind(
         "import sys, time\n"
         "from pyktls import demo, linux\n"
         "from pyktls.__main__ import main\n"
+        "from pyktls.demo import running\n"
         "demo.check_kernel = lambda: None\n"
         "linux.tls_stat = lambda: {}\n"
-        f"demo.{hanging} = {hang}\n"
+        f"running.{hanging} = {hang}\n"
         'sys.exit(main(["demo", "--size", "1"]))\n'
     )
     process = subprocess.Popen(
