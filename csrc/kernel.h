@@ -33,6 +33,10 @@ int pyktls_system(void);
 ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *record_type,
                            int *msg_flags);
 
+/* The same into several buffers, one after the other. */
+ssize_t pyktls_recv_record_vector(int fd, const struct iovec *iov, size_t iov_count, int flags,
+                                  int *record_type, int *msg_flags);
+
 /*
  * sendmsg(2) of a gathered buffer.  With PYKTLS_NO_RECORD_TYPE it is an ordinary send, which the
  * kernel makes application data of; any other record_type goes along in a control message.

@@ -54,14 +54,16 @@ union receive_control {
     unsigned char space[CMSG_SPACE(sizeof(struct tls_get_record))];
 };
 
-ssize_t pyktls_freebsd_recv(int fd, void *buffer, size_t size, int flags, int *record_type,
-                            int *version, int *length, int *msg_flags) {
+static ssize_t receive(int fd, const struct iovec *iov, size_t iov_count, int flags,
+                       int *record_type, int *version, int *length, int *msg_flags) {
     union receive_control control;
-    struct iovec iov = {buffer, size};
     struct msghdr message;
+    if (iov_count > INT_MAX) {
+        return -EMSGSIZE;
+    }
     memset(&message, 0, sizeof(message));
-    message.msg_iov = &iov;
-    message.msg_iovlen = 1;
+    message.msg_iov = (struct iovec *)iov;
+    message.msg_iovlen = (int)iov_count;
     message.msg_control = &control;
     message.msg_controllen = sizeof(control);
 
@@ -91,10 +93,22 @@ ssize_t pyktls_freebsd_recv(int fd, void *buffer, size_t size, int flags, int *r
     return received;
 }
 
+ssize_t pyktls_freebsd_recv(int fd, void *buffer, size_t size, int flags, int *record_type,
+                            int *version, int *length, int *msg_flags) {
+    const struct iovec iov = {buffer, size};
+    return receive(fd, &iov, 1, flags, record_type, version, length, msg_flags);
+}
+
+ssize_t pyktls_recv_record_vector(int fd, const struct iovec *iov, size_t iov_count, int flags,
+                                  int *record_type, int *msg_flags) {
+    int version, length;
+    return receive(fd, iov, iov_count, flags, record_type, &version, &length, msg_flags);
+}
+
 ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *record_type,
                            int *msg_flags) {
-    int version, length;
-    return pyktls_freebsd_recv(fd, buffer, size, flags, record_type, &version, &length, msg_flags);
+    const struct iovec iov = {buffer, size};
+    return pyktls_recv_record_vector(fd, &iov, 1, flags, record_type, msg_flags);
 }
 
 union send_control {

@@ -38,14 +38,13 @@ union control {
     unsigned char space[CMSG_SPACE(1)];
 };
 
-ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *record_type,
-                           int *msg_flags) {
+ssize_t pyktls_recv_record_vector(int fd, const struct iovec *iov, size_t iov_count, int flags,
+                                  int *record_type, int *msg_flags) {
     union control control;
-    struct iovec iov = {buffer, size};
     struct msghdr message;
     memset(&message, 0, sizeof(message));
-    message.msg_iov = &iov;
-    message.msg_iovlen = 1;
+    message.msg_iov = (struct iovec *)iov;
+    message.msg_iovlen = iov_count;
     message.msg_control = &control;
     message.msg_controllen = sizeof(control);
 
@@ -59,9 +58,17 @@ ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *re
     if (header != NULL && header->cmsg_level == SOL_TLS &&
         header->cmsg_type == TLS_GET_RECORD_TYPE && header->cmsg_len >= CMSG_LEN(1)) {
         *record_type = *CMSG_DATA(header);
+    } else if (message.msg_flags & MSG_CTRUNC) {
+        return -EPROTO; /* the type of what came is lost, so nobody may use it */
     }
     *msg_flags = message.msg_flags;
     return received;
+}
+
+ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *record_type,
+                           int *msg_flags) {
+    const struct iovec iov = {buffer, size};
+    return pyktls_recv_record_vector(fd, &iov, 1, flags, record_type, msg_flags);
 }
 
 ssize_t pyktls_send_record(int fd, const struct iovec *iov, size_t iov_count, int flags,

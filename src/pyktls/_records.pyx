@@ -22,9 +22,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
-from libc.string cimport memset
 
-from pyktls.errors import syscall_error
+from pyktls.errors import InvalidValue, syscall_error
 
 
 cdef extern from "<time.h>" nogil:
@@ -52,8 +51,8 @@ cdef extern from "kernel.h" nogil:
         void *iov_base
         size_t iov_len
     int PYKTLS_NO_RECORD_TYPE
-    Py_ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *record_type,
-                                  int *msg_flags)
+    Py_ssize_t pyktls_recv_record_vector(int fd, const iovec *iov, size_t iov_count, int flags,
+                                         int *record_type, int *msg_flags)
     Py_ssize_t pyktls_send_record(int fd, const iovec *iov, size_t iov_count, int flags,
                                   int record_type)
 
@@ -135,12 +134,12 @@ def wait_writable(int fd, Deadline deadline not None):
     wait_until_ready(fd, POLLOUT, deadline)
 
 
-cdef Py_ssize_t receive(int fd, void *data, size_t size, int flags, Deadline deadline,
+cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Deadline deadline,
                         int *record_type, int *msg_flags) except -1:
     cdef Py_ssize_t received
     while True:
         with nogil:
-            received = pyktls_recv_record(fd, data, size, flags, record_type, msg_flags)
+            received = pyktls_recv_record_vector(fd, iov, count, flags, record_type, msg_flags)
         if received >= 0:
             return received
         if received == -EINTR:
@@ -174,13 +173,16 @@ def recv_into(int fd, buffer, size_t size, int flags, Deadline deadline not None
     kernel gave none: with 0 bytes that is the end of the stream.
     """
     cdef Py_buffer view
+    cdef iovec iov
     cdef int record_type, msg_flags
     cdef Py_ssize_t received
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
     try:
         if size == 0 or size > <size_t>view.len:
             size = <size_t>view.len
-        received = receive(fd, view.buf, size, flags, deadline, &record_type, &msg_flags)
+        iov.iov_base = view.buf
+        iov.iov_len = size
+        received = receive(fd, &iov, 1, flags, deadline, &record_type, &msg_flags)
     finally:
         PyBuffer_Release(&view)
     return received, record_type, msg_flags
@@ -191,10 +193,12 @@ def recv(int fd, Py_ssize_t size, int flags, Deadline deadline not None):
     cdef int record_type, msg_flags
     cdef Py_ssize_t received
     cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
-    cdef char *memory = PyBytes_AsString(data)
-    received = receive(fd, memory, <size_t>size, flags, deadline, &record_type, &msg_flags)
+    cdef iovec iov
+    iov.iov_base = PyBytes_AsString(data)
+    iov.iov_len = <size_t>size
+    received = receive(fd, &iov, 1, flags, deadline, &record_type, &msg_flags)
     if received < size:
-        data = PyBytes_FromStringAndSize(memory, received)
+        data = PyBytes_FromStringAndSize(<char *>iov.iov_base, received)
     return data, record_type, msg_flags
 
 
@@ -235,31 +239,64 @@ def sendall(int fd, buffer, int flags, Deadline deadline not None):
         PyBuffer_Release(&view)
 
 
-def sendmsg(int fd, buffers, int flags, Deadline deadline not None):
-    """Send the ``buffers`` one after the other as application data, gathered in one call.
+@cython.final
+cdef class Vector:
+    """The memory of several buffers, held for as long as this object lives."""
 
-    Returns the number of bytes the kernel took.
-    """
-    cdef list items = list(buffers)
-    cdef size_t count = len(items), held = 0, i
     cdef Py_buffer *views
     cdef iovec *iov
-    if count > MOST_BUFFERS:
-        raise ValueError(f"sendmsg takes at most {MOST_BUFFERS} buffers, not {count}")
-    views = <Py_buffer *>PyMem_Malloc((count + 1) * sizeof(Py_buffer))
-    iov = <iovec *>PyMem_Malloc((count + 1) * sizeof(iovec))
-    try:
-        if views == NULL or iov == NULL:
+    cdef size_t count
+    cdef size_t held
+
+    def __cinit__(self, buffers, bint writable):
+        cdef list items = list(buffers)
+        cdef int flags = PyBUF_SIMPLE | PyBUF_WRITABLE if writable else PyBUF_SIMPLE
+        cdef size_t i
+        self.count = len(items)
+        if self.count > MOST_BUFFERS:
+            raise InvalidValue(f"at most {MOST_BUFFERS} buffers in one call, not {self.count}")
+        self.views = <Py_buffer *>PyMem_Malloc((self.count + 1) * sizeof(Py_buffer))
+        self.iov = <iovec *>PyMem_Malloc((self.count + 1) * sizeof(iovec))
+        if self.views == NULL or self.iov == NULL:
             raise MemoryError
-        memset(iov, 0, (count + 1) * sizeof(iovec))
-        for i in range(count):
-            PyObject_GetBuffer(items[i], &views[i], PyBUF_SIMPLE)
-            held += 1
-            iov[i].iov_base = views[i].buf
-            iov[i].iov_len = <size_t>views[i].len
-        return transmit(fd, iov, count, flags, PYKTLS_NO_RECORD_TYPE, deadline)
+        for i in range(self.count):
+            PyObject_GetBuffer(items[i], &self.views[i], flags)
+            self.held += 1
+            self.iov[i].iov_base = self.views[i].buf
+            self.iov[i].iov_len = <size_t>self.views[i].len
+
+    cdef void release(self) noexcept:
+        while self.held > 0:
+            self.held -= 1
+            PyBuffer_Release(&self.views[self.held])
+
+    def __dealloc__(self):
+        self.release()
+        PyMem_Free(self.views)
+        PyMem_Free(self.iov)
+
+
+def recvmsg_into(int fd, buffers, int flags, Deadline deadline not None):
+    """Receive into the ``buffers``, one after the other; returns as recv_into."""
+    cdef Vector vector = Vector(buffers, True)
+    cdef int record_type, msg_flags
+    cdef Py_ssize_t received
+    try:
+        received = receive(
+            fd, vector.iov, vector.count, flags, deadline, &record_type, &msg_flags
+        )
     finally:
-        for i in range(held):
-            PyBuffer_Release(&views[i])
-        PyMem_Free(views)
-        PyMem_Free(iov)
+        vector.release()
+    return received, record_type, msg_flags
+
+
+def sendmsg(int fd, buffers, int flags, int record_type, Deadline deadline not None):
+    """Send the ``buffers`` one after the other, gathered in one call.
+
+    ``record_type`` is as in send.  Returns the number of bytes the kernel took.
+    """
+    cdef Vector vector = Vector(buffers, False)
+    try:
+        return transmit(fd, vector.iov, vector.count, flags, record_type, deadline)
+    finally:
+        vector.release()

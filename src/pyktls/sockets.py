@@ -535,7 +535,9 @@ class KTLSSocket(socket.socket):
             raise InvalidValue("a connected socket sends to no other address")
         with self._send_lock:
             deadline = self._before_sending()
-            return _records.sendmsg(self.fileno(), buffers, flags, deadline)
+            return _records.sendmsg(
+                self.fileno(), buffers, flags, _records.NO_RECORD_TYPE, deadline
+            )
 
     def sendto(self, *_: object) -> NoReturn:
         """Refused: the socket is connected."""

@@ -13,8 +13,8 @@ from ._kernel import lib
 from .ciphers import aead_by_linux_type
 from .engines import native
 from .errors import InvalidType, InvalidValue
+from .linux.sock_diag import ulp_info
 from .session import Direction
-from .sock_diag import ulp_info
 
 __all__ = ["Mode", "Status", "status"]
 
@@ -99,7 +99,10 @@ def _ask_linux(sock: socket.socket) -> Status:
         if e.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
             raise
         ulp = ""
-    found = {d: linux.get_version_and_cipher(fd, linux.option_of(d)) for d in linux.directions(fd)}
+    found = {
+        d: linux.get_version_and_cipher(fd, linux.system.option_of(d))
+        for d in linux.system.directions(fd)
+    }
     if not found:
         return Status(ulp, None, None, Mode.NONE, Mode.NONE)
     version, cipher_type = next(iter(found.values()))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["check_cipher", "check_socket", "install", "install_fd", "rekey_fd", "system"]
 
 #: The kernel that the compiled half is made for.
-system: System = freebsd if lib.pyktls_system() == lib.PYKTLS_FREEBSD else linux
+system: System = freebsd if lib.pyktls_system() == lib.PYKTLS_FREEBSD else linux.system
 
 
 def install(sock: socket.socket, session: Session, tx: bool = True, rx: bool = True) -> None:

@@ -317,7 +317,7 @@ def test_directions_that_do_not_match_are_an_error_of_the_named_call(tcp, second
 
 
 def test_half_an_installation_is_a_dead_connection_and_said_to_be(tcp, monkeypatch):
-    real = linux.install
+    real = linux.system.install
 
     def refuse_tx(fd, direction, *rest):
         if direction is Direction.TX:

@@ -14,7 +14,7 @@ import pytest
 import pyktls
 from pyktls import HandoffRefused, Mode, Status, linux
 from pyktls.ciphers import TLS_1_2, TLS_1_3
-from pyktls.sock_diag import UlpInfo, ulp_info
+from pyktls.linux.sock_diag import UlpInfo, ulp_info
 from support import kernel, tls
 from support.kernel import SUITES, both_ways, suite_id
 
@@ -129,7 +129,7 @@ def test_arguments_that_are_no_open_socket():
 AS_NOBODY = """
 import os, sys
 import pyktls
-from pyktls import sock_diag
+from pyktls.linux import sock_diag
 from support import kernel, tls
 
 near, far = tls.tcp_pair()

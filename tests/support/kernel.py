@@ -65,7 +65,7 @@ def suite_id(value: CipherSuite) -> str:
 
 
 def kernel_takes(value: CipherSuite) -> bool:
-    return linux.cipher_refusal(value.version, value.aead) is None
+    return linux.system.cipher_refusal(value.version, value.aead) is None
 
 
 def kernel_can_rekey() -> bool:

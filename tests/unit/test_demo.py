@@ -309,7 +309,7 @@ def test_a_kernel_without_tls_is_one_sentence_and_status_2(
     def set_ulp(*_: object) -> None:
         raise OSError(errno.ENOENT, "setsockopt(TCP_ULP): No such file or directory")
 
-    monkeypatch.setattr(linux, "set_ulp", set_ulp)
+    monkeypatch.setattr(linux.system, "set_ulp", set_ulp)
     assert main(["demo"]) == CANNOT_RUN
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -462,7 +462,7 @@ class FakeSystem:
         return self.refusal
 
     def cipher_remedy(self, aead: AEAD, error: OSError) -> str:
-        return linux.cipher_remedy(aead, error)
+        return linux.system.cipher_remedy(aead, error)
 
     def attach(self, fd: int) -> None:
         assert fd >= 0
@@ -651,9 +651,9 @@ def answer_ulp(
             raise OSError(get, f"getsockopt(TCP_ULP): {os.strerror(get)}")
         return get
 
-    monkeypatch.setattr(linux, "set_ulp", set_ulp)
-    monkeypatch.setattr(linux, "get_ulp", get_ulp)
-    monkeypatch.setattr(linux, "cipher_refusal", lambda *_: None)
+    monkeypatch.setattr(linux.system, "set_ulp", set_ulp)
+    monkeypatch.setattr(linux.system, "get_ulp", get_ulp)
+    monkeypatch.setattr(linux.system, "cipher_refusal", lambda *_: None)
 
 
 NO_ULP = "this kernel has no upper layer protocols for this kind of socket"

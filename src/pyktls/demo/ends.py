@@ -117,7 +117,7 @@ def switch(
     if suite is not None:
         # offload() asks this too, with a pair of sockets of its own.  Asked now, they are not among
         # those that are counted.
-        linux.cipher_refusal(suite.version, suite.aead)
+        linux.system.cipher_refusal(suite.version, suite.aead)
     before = linux.tls_stat()
     return offload(tls), before
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyktls import linux
-from pyktls.sock_diag import ulp_info
+from pyktls.linux.sock_diag import ulp_info
 from pyktls.status import status
 
 from .tools import what_it_prints

@@ -52,7 +52,7 @@ def check_kernel() -> None:
     try:
         near, far = loopback_pair()
         with near, far:
-            linux.attach(near.fileno())  # loads the module where we may
+            linux.system.attach(near.fileno())  # loads the module where we may
         linux.tls_stat()
     except Unavailable as e:
         raise CannotRun(
@@ -63,7 +63,7 @@ def check_kernel() -> None:
         raise CannotRun(f"the loopback interface does not work here: {e}.") from e
     # What a child would find out with a pair of sockets each, it inherits from here.
     for version in VERSIONS:
-        linux.cipher_refusal(version, next(a for a in AEADS if a.name == "AES_256_GCM"))
+        linux.system.cipher_refusal(version, next(a for a in AEADS if a.name == "AES_256_GCM"))
 
 
 def find_openssl() -> str:

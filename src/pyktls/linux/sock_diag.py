@@ -13,8 +13,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._kernel import lib
-from .errors import syscall_error
+from pyktls._kernel import lib
+from pyktls.errors import syscall_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,176 @@
+"""What ``pyktls.install`` asks of a system, answered for Linux (``System`` in socket_calls.py)."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from pyktls._kernel import ffi, lib
+from pyktls.errors import HandoffRefused, InvalidValue, Unavailable, syscall_error
+from pyktls.session import Direction
+from pyktls.socket_calls import loopback_pair
+
+from .abi import DIRECTIONS, TLS_RX, TLS_TX
+from .crypto_info import NO_REKEY, get_version_and_cipher, set_crypto_info
+from .trial import zero_keys
+from .ulp import NO_TLS_REMEDY, get_ulp, set_ulp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pyktls.ciphers import AEAD
+    from pyktls.session import DirectionKeys
+
+__all__ = [
+    "NO_REKEY",
+    "attach",
+    "cipher_refusal",
+    "cipher_remedy",
+    "directions",
+    "install",
+    "option_of",
+]
+
+_OPTION = {Direction.TX: TLS_TX, Direction.RX: TLS_RX}
+
+
+def option_of(direction: Direction) -> int:
+    """TLS_TX or TLS_RX."""
+    return _OPTION[direction]
+
+
+def directions(fd: int) -> Iterator[Direction]:
+    """Those directions of the socket that are in the kernel; none on a plain socket."""
+    for direction, option in _OPTION.items():
+        try:
+            get_version_and_cipher(fd, option)
+        except OSError as e:
+            # EBUSY: no keys yet; EOPNOTSUPP or ENOPROTOOPT: no tls on this socket.
+            if e.errno not in (errno.EBUSY, errno.EOPNOTSUPP, errno.ENOPROTOOPT):
+                raise
+        else:
+            yield direction
+
+
+def attach(fd: int) -> None:
+    """Make the socket ready for keys; harmless on its own, and when it was done before.
+
+    Raises Unavailable (this kernel has no TLS) or HandoffRefused (this connection cannot).
+    """
+    try:
+        set_ulp(fd)
+    except OSError as e:
+        if e.errno == errno.ENOENT:
+            raise Unavailable(
+                "this kernel offers no TLS: the tls module is not there or not loaded",
+                remedy=NO_TLS_REMEDY,
+            ) from e
+        if e.errno == errno.ENOTCONN:
+            raise HandoffRefused(
+                "the TCP connection is no longer established: one side has already closed it"
+            ) from e
+        if e.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+            raise Unavailable(
+                "this kernel has no upper layer protocols for this kind of socket"
+            ) from e
+        if e.errno != errno.EEXIST:
+            raise
+    # A kernel that answers success and does nothing (gVisor) would go on to send plain text.
+    try:
+        name = get_ulp(fd)
+    except OSError as e:
+        raise Unavailable(
+            "the kernel accepted TCP_ULP and then denied knowing it: it has no kernel TLS"
+        ) from e
+    if name != b"tls":
+        if name:
+            raise HandoffRefused(
+                f"the socket already has the upper layer protocol {name.decode(errors='replace')!r}"
+            )
+        raise Unavailable("the kernel accepted TCP_ULP and attached nothing: it has no kernel TLS")
+
+
+def install(
+    fd: int, direction: Direction, version: int, aead: AEAD, keys: DirectionKeys, nonce: bytearray
+) -> None:
+    """Install the keys of one direction; ``nonce`` is the 12-byte nonce base.
+
+    Raises OSError of the call, or Unavailable if the kernel accepted them and did nothing.
+    """
+    option = _OPTION[direction]
+    result = lib.pyktls_linux_set_keys(
+        fd,
+        option,
+        version,
+        _cipher_type(aead),
+        ffi.from_buffer(keys.key),
+        len(keys.key),
+        ffi.from_buffer("unsigned char[]", nonce),
+        keys.sequence,
+    )
+    if result < 0:
+        raise syscall_error(-result, f"setsockopt(SOL_TLS, {DIRECTIONS[option]})")
+    try:
+        found = get_version_and_cipher(fd, option)
+    except OSError as e:
+        raise Unavailable(
+            f"the kernel accepted the {direction} keys and then denied having them: "
+            "it has no kernel TLS"
+        ) from e
+    if found != (version, _cipher_type(aead)):
+        raise Unavailable(
+            f"the kernel accepted the {direction} keys and reports version {found[0]:#06x}, "
+            f"cipher {found[1]} instead"
+        )
+
+
+#: What this kernel has been seen to take.  What it refused is asked again: a module may be loaded
+#: in the meantime.
+_accepted: set[tuple[int, AEAD]] = set()
+
+
+def cipher_refusal(
+    version: int, aead: AEAD, wanted: Iterable[Direction] = tuple(Direction)
+) -> OSError | None:
+    """The error with which this kernel refuses the cipher, None if it takes it or nobody can tell.
+
+    Found by trying both directions, for no Linux takes only one of them, with a key of zeros on a
+    loopback pair that carries no data.
+    Without loopback, or without TLS at all, there is nothing to be found here: ``attach`` will say.
+    """
+    del wanted
+    if aead.linux is None:
+        return OSError(errno.EOPNOTSUPP, "Linux has no such cipher")
+    if (version, aead) in _accepted:
+        return None
+    try:
+        near, far = loopback_pair()
+    except OSError:
+        return None
+    info = zero_keys(version, aead)
+    with near, far:
+        try:
+            set_ulp(near)
+        except OSError:
+            return None
+        try:
+            for option in (TLS_RX, TLS_TX):
+                set_crypto_info(near, option, info)
+        except OSError as e:
+            return e
+    _accepted.add((version, aead))
+    return None
+
+
+def cipher_remedy(aead: AEAD, error: OSError) -> str:
+    """What would help against a refusal of the cipher."""
+    del error
+    if aead.linux is None:
+        return "have the peers agree on a cipher that Linux has, AES-GCM for instance"
+    return f"Linux has {aead.name} since {aead.linux.since}, if configured"
+
+
+def _cipher_type(aead: AEAD) -> int:
+    if aead.linux is None:
+        raise InvalidValue(f"Linux has no {aead.name}")
+    return aead.linux.cipher_type

@@ -1,0 +1,187 @@
+"""Files and pipes to and from a TLS socket: sendfile(2) and splice(2).
+
+Sending, the kernel encrypts the pages at the time of the call, so the file may change afterwards;
+what a pipe gives under SPLICE_F_MORE is looked at only when the record is complete.  (With
+TLS_TX_ZEROCOPY_RO and a network card that encrypts it is different: see options.py.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from pyktls import _records
+from pyktls.errors import InvalidType, InvalidValue, Unavailable, syscall_error
+from pyktls.socket_calls import descriptor
+
+from . import defects
+from .records import MOST_BUFFERS, flush
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from _typeshed import ReadableBuffer
+
+    from pyktls.socket_calls import HasFileno
+
+    from .defects import Defect
+
+__all__ = ["sendfile", "splice_from_pipe", "splice_to_pipe"]
+
+# The most that one call of sendfile(2) or splice(2) moves.
+_MOST = 0x7FFFF000
+
+
+def _check_counts(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InvalidType(f"{name} must be an int, not {type(number).__name__}")
+        if not 0 <= number < 2**63:
+            raise InvalidValue(f"{name} must be from 0 to 2**63 - 1, not {number}")
+
+
+# ---- sendfile --------------------------------------------------------------------------------
+
+
+def sendfile(
+    sock: HasFileno | int,
+    file: HasFileno | int,
+    offset: int = 0,
+    count: int = 0,
+    *,
+    headers: Sequence[ReadableBuffer] = (),
+    trailers: Sequence[ReadableBuffer] = (),
+) -> tuple[int, OSError | None]:
+    """Send ``count`` bytes of a file, 0 for all up to its end, as pyktls.freebsd.sendfile does.
+
+    ``headers`` go before it, in the same record as its beginning, and ``trailers`` after it, in a
+    record of their own: sendfile(2) ends one.  What is asked for beyond the end of the file is no
+    error, and a file that becomes shorter meanwhile ends early: compare the number.
+
+    Returns the number of bytes that were taken, those around the file included, and the error that
+    ended it, if one did: both at once is normal (EAGAIN on a non-blocking socket whose buffer is
+    full, which one with a timeout is, too).
+    """
+    _check_counts(offset=offset, count=count)
+    fd, source = descriptor(sock), descriptor(file)
+    sent = 0
+    record_is_open = False
+    try:
+        for taken in _send_all(fd, headers, socket.MSG_MORE):
+            sent += taken
+            record_is_open = True
+        for taken in _send_file(fd, source, offset, count):
+            sent += taken
+            record_is_open = False
+        for taken in _send_all(fd, trailers, 0):
+            sent += taken
+            record_is_open = False
+        if record_is_open:
+            flush(fd)
+    except OSError as e:
+        if record_is_open:
+            # What MSG_MORE holds back was counted: it must not stay behind.  Where there is no
+            # room the next send does it.
+            with contextlib.suppress(OSError):
+                flush(fd, socket.MSG_DONTWAIT)
+        return sent, e
+    return sent, None
+
+
+def _send_all(fd: int, buffers: Sequence[ReadableBuffer], flags: int) -> Iterator[int]:
+    """Send the buffers whole, in as few calls as there can be; yields what each call took."""
+    pieces = [memoryview(buffer).cast("B") for buffer in buffers]
+    pieces = [piece for piece in pieces if len(piece)]
+    deadline = _records.Deadline(None)
+    while pieces:
+        last = len(pieces) <= MOST_BUFFERS
+        taken = _records.sendmsg(
+            fd,
+            pieces[:MOST_BUFFERS],
+            flags if last else socket.MSG_MORE,
+            _records.NO_RECORD_TYPE,
+            deadline,
+        )
+        yield taken
+        while pieces and taken >= len(pieces[0]):
+            taken -= len(pieces.pop(0))
+        if taken:
+            pieces[0] = pieces[0][taken:]
+
+
+def _send_file(fd: int, source: int, offset: int, count: int) -> Iterator[int]:
+    """The file's part; yields what each call took.
+
+    Only as much as there is is asked for: before 6.1.82 and 6.5 the kernel kept the last record
+    back if it was asked for more.
+    """
+    end = offset + count if count else 2**63
+    while offset < end:
+        available = os.fstat(source).st_size - offset
+        step = min(end - offset, available, _MOST)
+        if step <= 0:
+            return
+        try:
+            sent = os.sendfile(fd, source, offset, step)
+        except InterruptedError:  # a handler that raises has done so (PEP 475)
+            continue
+        except OSError as e:
+            raise syscall_error(e.errno or 0, "sendfile") from None
+        if not sent:
+            return  # the file has become shorter since its size was asked for
+        yield sent
+        offset += sent
+
+
+# ---- splice ----------------------------------------------------------------------------------
+
+
+def _refuse(defect: Defect | None, call: str) -> None:
+    if not hasattr(os, "splice"):
+        raise Unavailable("this Python is built without splice(2)")
+    if defect is not None:
+        raise Unavailable(f"{call} is not safe here: {defect.text}", remedy=defect.remedy)
+
+
+def splice_from_pipe(
+    pipe: HasFileno | int, sock: HasFileno | int, count: int, flags: int = 0
+) -> int:
+    """Send at most ``count`` bytes that are in a pipe, without a copy through this process.
+
+    ``flags`` may hold os.SPLICE_F_MORE (as MSG_MORE) and os.SPLICE_F_NONBLOCK (for the pipe).
+    Returns the number of bytes that were moved, 0 at the end of the pipe.  Before the first time it
+    is tried out on a connection of our own; raises Unavailable where records came out wrong, and
+    OSError of splice(2).
+    """
+    _check_counts(count=count)
+    source, fd = descriptor(pipe), descriptor(sock)
+    _refuse(defects.splice_from_pipe(), "splice_from_pipe")
+    return _splice(source, fd, count, flags)
+
+
+def splice_to_pipe(sock: HasFileno | int, pipe: HasFileno | int, count: int, flags: int = 0) -> int:
+    """Move at most ``count`` bytes of one data record into a pipe, without a copy through us.
+
+    Returns the number of bytes, 0 at the end of the stream.  The receiving half has to be in the
+    kernel.  ``flags`` may hold os.SPLICE_F_NONBLOCK.  Before the first time it is tried out on a
+    connection of our own; raises Unavailable where data was lost.
+
+    Raises OSError: EINVAL (a control record is next: it stays, and recv_record takes it),
+    EKEYEXPIRED (a KeyUpdate came), EBADMSG and the others of recv_record, EAGAIN.
+    """
+    _check_counts(count=count)
+    fd, target = descriptor(sock), descriptor(pipe)
+    _refuse(defects.splice_to_pipe(), "splice_to_pipe")
+    return _splice(fd, target, count, flags)
+
+
+def _splice(source: int, target: int, count: int, flags: int) -> int:
+    while True:
+        try:
+            return os.splice(source, target, min(count, _MOST), flags=flags)
+        except InterruptedError:  # a handler that raises has done so (PEP 475)
+            continue
+        except OSError as e:
+            raise syscall_error(e.errno or 0, "splice") from None
