@@ -56,6 +56,11 @@ class System(Protocol):
     ) -> None:
         """Install the keys of one direction and ask the kernel whether it has them."""
 
+    def sendfile(
+        self, sock: int, file: int, offset: int = ..., count: int = ..., /
+    ) -> tuple[int, OSError | None]:
+        """Send from a file; the bytes that were taken, and the error that ended it, if one did."""
+
 
 def descriptor(sock: HasFileno | int) -> int:
     """The file descriptor of a socket, or the number itself."""

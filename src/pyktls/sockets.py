@@ -35,7 +35,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from . import _records, freebsd
+from . import _records, linux
 from ._kernel import lib
 from .ciphers import TLS_1_2, TLS_1_3
 from .engines import native
@@ -71,14 +71,17 @@ from .post_handshake import (
     key_update,
 )
 from .session import Direction, Session
+from .socket_calls import descriptor
 from .status import Status, status
 from .switch import check_socket, install_fd, rekey_fd, system
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from .socket_calls import HasFileno
 
 __all__ = ["KTLSSocket", "offload"]
 
@@ -86,6 +89,10 @@ __all__ = ["KTLSSocket", "offload"]
 _CONTROL_SIZE = 16384
 _NO_WAIT = 0.0
 _SENDFILE_STEP = 1 << 30
+# What only Linux has.
+_MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
+_SPLICE_NONBLOCK: int = getattr(os, "SPLICE_F_NONBLOCK", 0)
+_SPLICE_MORE: int = getattr(os, "SPLICE_F_MORE", 0)
 
 # What the kernel says when a record cannot be right, and the alert that tells the peer so
 # (RFC 8446 section 6.2).  Linux: net/tls/tls_sw.c.
@@ -265,13 +272,39 @@ class KTLSSocket(socket.socket):
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, None]:
-        """As recv_into, into the first of the ``buffers`` that is not empty."""
+        """As recv_into, into the ``buffers`` one after the other."""
         if ancbufsize < 0:
             raise InvalidValue("negative ancillary data buffer size")
-        for buffer in buffers:
-            if memoryview(buffer).nbytes:
-                return self.recv_into(buffer, 0, flags), [], 0, None
-        return 0, [], 0, None
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        if any(view.readonly for view in views):
+            raise InvalidType("a buffer to receive into is read-only")
+        views = [view for view in views if len(view)]
+        with self._receive_lock:
+            return self._recv_into_vector(views, flags), [], 0, None
+
+    def _recv_into_vector(self, views: list[memoryview], flags: int) -> int:
+        """recvmsg_into under the receive lock; ``views`` are writable and not empty."""
+        if len(views) > 1 and self._plain(flags) and not self._leftover:
+            deadline = _records.Deadline(self.gettimeout())
+            while not self._receive_ended and not self._receive_error:
+                fd = self._descriptor()
+                try:
+                    received, record_type, msg_flags = _records.recvmsg_into(
+                        fd, views, flags, deadline
+                    )
+                except OSError as e:
+                    self._receive_failed(e)
+                if not self._is_data(record_type, received, msg_flags, flags):
+                    self._not_data(views, received, record_type, msg_flags, flags, deadline)
+                elif received:
+                    return received
+        done = 0
+        for view in views:
+            received = self._recv_into(view, flags)
+            done += received
+            if received < len(view) or not flags & socket.MSG_WAITALL:
+                break
+        return done
 
     @staticmethod
     def _plain(flags: int) -> bool:
@@ -328,9 +361,7 @@ class KTLSSocket(socket.socket):
                 # Empty records with something else behind them: a look does not take them away.
                 _records.recv(fd, 1, 0, deadline)
             return received or None  # an empty record is no end of the stream
-        piece = bytes(view[:received])
-        view[:received] = bytes(received)  # not the caller's
-        self._not_data(piece, record_type, msg_flags, flags, len(view), deadline)
+        self._not_data([view], received, record_type, msg_flags, flags, deadline)
         return 0 if self._receive_ended else None
 
     def _recv_once(self, bufsize: int, flags: int, deadline: _records.Deadline) -> bytes | None:
@@ -342,7 +373,7 @@ class KTLSSocket(socket.socket):
             self._receive_failed(e)
         if self._is_data(record_type, len(data), msg_flags, flags):
             return data or None
-        self._not_data(data, record_type, msg_flags, flags, bufsize, deadline)
+        self._control(data, record_type, msg_flags, flags, bufsize, deadline)
         return b"" if self._receive_ended else None
 
     def _is_data(self, record_type: int, received: int, msg_flags: int, flags: int) -> bool:
@@ -370,6 +401,24 @@ class KTLSSocket(socket.socket):
             self._fail(e.description, RecordError(str(e)))
 
     def _not_data(
+        self,
+        views: list[memoryview],
+        received: int,
+        record_type: int,
+        msg_flags: int,
+        flags: int,
+        deadline: _records.Deadline,
+    ) -> None:
+        """_control, with what is in the caller's buffers, and must not stay there."""
+        piece = b"".join(views)[:received]
+        for view in views:
+            part = min(received, len(view))
+            view[:part] = bytes(part)
+            received -= part
+        asked = sum(map(len, views))
+        self._control(piece, record_type, msg_flags, flags, asked, deadline)
+
+    def _control(
         self,
         piece: bytes,
         record_type: int,
@@ -430,6 +479,70 @@ class KTLSSocket(socket.socket):
                     self._answer_if_free()
             case _:  # a ticket: for OpenSSL to resume with, which has left
                 pass
+
+    # ---- receiving into a pipe ---------------------------------------------------------------
+
+    def splice_to(self, pipe: HasFileno | int, count: int) -> int:
+        """Move at most ``count`` bytes of received data into a pipe, as the kernel has them.
+
+        Returns the number of bytes, at most one record's; 0 after the peer's close_notify.  Control
+        records on the way are dealt with as in recv.  Waits, as the socket's timeout allows, for
+        data and for room in the pipe.
+
+        Raises what recv raises, and Unavailable where the kernel cannot do it without losing data
+        (pyktls.linux.splice_to_pipe).
+        """
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise InvalidType(f"count must be an int, not {type(count).__name__}")
+        if count < 1:
+            raise InvalidValue(f"count must be positive, not {count}")
+        target = descriptor(pipe)
+        with self._receive_lock:
+            deadline = _records.Deadline(self.gettimeout())
+            if self._leftover:  # out of OpenSSL's memory, and no kernel has it
+                _wait_writable(target, deadline)
+                moved = os.write(target, self._leftover[: min(count, select.PIPE_BUF)])
+                self._leftover = self._leftover[moved:]
+                return moved
+            while not self._receive_ended:
+                if self._receive_error is not None:
+                    self._raise_again()
+                fd = self._descriptor()
+                error = None
+                try:
+                    moved = linux.splice_to_pipe(fd, target, count, _SPLICE_NONBLOCK)
+                except BlockingIOError:
+                    # For either end's sake.
+                    _wait_readable(fd, deadline)
+                    _wait_writable(target, deadline)
+                    continue
+                except OSError as e:
+                    if e.errno != errno.EINVAL:
+                        self._receive_failed(e)
+                    moved, error = 0, e
+                if moved:
+                    self._data_arrives()
+                    return moved
+                self._after_empty_splice(error)
+            return 0
+
+    def _after_empty_splice(self, error: OSError | None) -> None:
+        """Find out why splice(2) moved nothing: with EINVAL, or without an error.
+
+        EINVAL is for a control record, which stays; for a header that is broken, which is reported
+        only once and has been now; and for a pipe that is none.  No error is for the end of the
+        stream, and for empty records.
+        """
+        view = memoryview(bytearray(1))
+        flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+        try:
+            found = self._recv_into_once(view, flags, _records.Deadline(_NO_WAIT))
+        except BlockingIOError:
+            if error is not None:
+                self._receive_failed(error)
+            return
+        if found and error is not None:
+            raise error
 
     # ---- receiving: what ends it -------------------------------------------------------------
 
@@ -543,58 +656,101 @@ class KTLSSocket(socket.socket):
         """Refused: the socket is connected."""
         raise InvalidValue("a connected socket sends to no other address")
 
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+    def sendfile(
+        self,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        headers: Sequence[ReadableBuffer] = (),
+        trailers: Sequence[ReadableBuffer] = (),
+    ) -> int:
         """Send a file; the kernel encrypts its pages as they are.
 
         As socket.sendfile, with its fallback to ``send`` for objects that are no real files.
-        ``count`` beyond the end of the file means up to its end.
+        ``headers`` are sent before the file and ``trailers`` after it, in as few records as there
+        can be; they count.  ``count`` beyond the end of the file means up to its end, and of a file
+        that becomes shorter meanwhile comes what there is.
         """
+        self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
         with self._send_lock:
             self._before_sending()
-            if count is not None and count > 0:
-                # Some kernels mind being asked for more than there is.
-                with contextlib.suppress(AttributeError, OSError):
-                    size = os.fstat(file.fileno()).st_size
-                    count = min(count, size - offset) if size > offset else count
-            if _ON_FREEBSD:
-                return self._sendfile(file, offset, count)
-            return super().sendfile(file, offset, count)
+            try:
+                source = file.fileno()
+                size = os.fstat(source).st_size
+            except (AttributeError, OSError, io.UnsupportedOperation):
+                size = 0
+            if self.gettimeout() == 0:
+                raise InvalidValue("non-blocking sockets are not supported")
+            if not size:  # no real file, or one like /proc's: read it
+                total = self._send_pieces(headers, 0)
+                read: int = self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined]
+                return total + read + self._send_pieces(trailers, 0)
+            left = max(0, size - offset) if count is None else min(count, max(0, size - offset))
+            more = _MSG_MORE if left else 0  # the file's beginning goes into the same record
+            total = self._send_pieces(headers, more)
+            done = 0
+            try:
+                for taken in self._send_file_pages(source, offset, left):
+                    done += taken
+            finally:
+                if done and hasattr(file, "seek"):
+                    file.seek(offset + done)
+            if more and not done:  # the file has lost its content since
+                deadline = _records.Deadline(self.gettimeout())
+                _records.sendmsg(self._descriptor(), (), 0, APPLICATION_DATA, deadline)
+            return total + done + self._send_pieces(trailers, 0)
 
-    def _sendfile(self, file: Any, offset: int, count: int | None) -> int:
-        """``sendfile`` over FreeBSD's system call, which tells what it sent when it fails, too."""
-        self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
-        try:
-            source = file.fileno()
-            size = os.fstat(source).st_size
-        except (AttributeError, OSError, io.UnsupportedOperation):
-            size = 0
-        if not size:  # no real file, or one like /proc's: read it
-            return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined, no-any-return]
-        timeout = self.gettimeout()
-        if timeout == 0:
-            raise InvalidValue("non-blocking sockets are not supported")
-        fd = self._descriptor()
-        left = max(0, size - offset) if count is None else min(count, max(0, size - offset))
+    def _send_pieces(self, pieces: Sequence[ReadableBuffer], flags: int) -> int:
         total = 0
-        try:
-            while left > 0:
-                # As with socket.sendfile the timeout is for each step, not for the whole file.
-                deadline = _records.Deadline(timeout)
-                sent, error = freebsd.sendfile(
-                    fd, source, offset + total, min(left, _SENDFILE_STEP)
-                )
-                total += sent
-                left -= sent
-                if error is None and not sent:
-                    break  # the file has become shorter
-                if isinstance(error, BlockingIOError):
-                    _records.wait_writable(fd, deadline)
-                elif error is not None and not isinstance(error, InterruptedError):
-                    raise error
-            return total
-        finally:
-            if total and hasattr(file, "seek"):
-                file.seek(offset + total)
+        for piece in pieces:
+            deadline = _records.Deadline(self.gettimeout())
+            _records.sendall(self._descriptor(), piece, flags, deadline)
+            total += memoryview(piece).nbytes
+        return total
+
+    def _send_file_pages(self, source: int, offset: int, left: int) -> Iterator[int]:
+        """sendfile(2) until ``left`` bytes are sent, or the file has none; yields each step."""
+        fd = self._descriptor()
+        while left > 0:
+            # As with socket.sendfile the timeout is for each step, not for the whole file.
+            deadline = _records.Deadline(self.gettimeout())
+            sent, error = system.sendfile(fd, source, offset, min(left, _SENDFILE_STEP))
+            yield sent
+            offset += sent
+            left -= sent
+            if isinstance(error, BlockingIOError):
+                _records.wait_writable(fd, deadline)
+            elif error is not None and not isinstance(error, InterruptedError):
+                raise error
+            elif error is None and not sent:
+                return  # the file has become shorter
+
+    def splice_from(self, pipe: HasFileno | int, count: int, *, more: bool = False) -> int:
+        """Send at most ``count`` bytes that are in a pipe, as the kernel has them.
+
+        Returns the number of bytes that were taken, 0 at the end of the pipe.  ``more`` keeps the
+        record open for what is sent next, as MSG_MORE does.  Waits, as the socket's timeout allows,
+        for content of the pipe and for room.
+
+        Raises OSError of splice(2), and Unavailable where the kernel corrupts such records
+        (pyktls.linux.splice_from_pipe).
+        """
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise InvalidType(f"count must be an int, not {type(count).__name__}")
+        if count < 1:
+            raise InvalidValue(f"count must be positive, not {count}")
+        source = descriptor(pipe)
+        with self._send_lock:
+            deadline = self._before_sending()
+            fd = self._descriptor()
+            flags = _SPLICE_NONBLOCK | (_SPLICE_MORE if more else 0)
+            while True:
+                try:
+                    return linux.splice_from_pipe(source, fd, count, flags)
+                except BlockingIOError:
+                    _wait_readable(source, deadline)
+                    _wait_writable(fd, deadline)
 
     def _before_sending(self) -> _records.Deadline:
         """What every send begins with, under the send lock; OSError if nothing can be sent."""
@@ -793,15 +949,27 @@ class _Connection:
         self.peer_der = ssl_sock.getpeercert(binary_form=True)
 
 
-def _wait_writable(fd: int, deadline: _records.Deadline) -> None:
+def _wait_readable(fd: int, deadline: _records.Deadline) -> None:
     """Wait as long as the deadline allows, and look at least once."""
     if deadline.remaining() == _NO_WAIT:
-        poll = select.poll()
-        poll.register(fd, select.POLLOUT)
-        if poll.poll(0):
-            return
-        raise BlockingIOError(errno.EAGAIN, "the socket cannot be written yet")
-    _records.wait_writable(fd, deadline)
+        _look(fd, select.POLLIN, "read")
+    else:
+        _records.wait_readable(fd, deadline)
+
+
+def _wait_writable(fd: int, deadline: _records.Deadline) -> None:
+    """The same for writing."""
+    if deadline.remaining() == _NO_WAIT:
+        _look(fd, select.POLLOUT, "written")
+    else:
+        _records.wait_writable(fd, deadline)
+
+
+def _look(fd: int, event: int, what: str) -> None:
+    poll = select.poll()
+    poll.register(fd, event)
+    if not poll.poll(0):
+        raise BlockingIOError(errno.EAGAIN, f"it cannot be {what} yet")
 
 
 # ---- making one ------------------------------------------------------------------------------

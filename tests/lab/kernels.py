@@ -15,7 +15,9 @@ shared, while they boot from it. So a half-made kernel is never seen, and a refr
 away from a running guest.
 
 `NAME-notls` is the same kernel without the `tls` module: there `TCP_ULP` fails with ENOENT, as it
-does on every machine that was built or installed without it.
+does on every machine that was built or installed without it. `NAME-main` is the series as the main
+archive has it, without security updates: 6.1-main stays at 6.1.176, and has defects in net/tls that
+pyktls must find out and refuse to meet.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import LabError
@@ -38,9 +40,10 @@ from .tools import require, search_path
 # series: the suite that has it
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.3": "trixie-backports"}
 NO_TLS = "-notls"
+WITHOUT_UPDATES = "-main"
 # The kernels with TLS; 5.10 is configured without. Run on all of these unless told otherwise.
 STOCK = ("6.1", "6.12", "7.3")
-NAMES = ("5.10", *STOCK, *(name + NO_TLS for name in STOCK))
+NAMES = ("5.10", *STOCK, f"6.1{WITHOUT_UPDATES}", *(name + NO_TLS for name in STOCK))
 METAPACKAGE = "linux-image-amd64"
 KEYRINGS = tuple(
     Path(f"/usr/share/keyrings/debian-archive-keyring.{ending}") for ending in ("pgp", "gpg")
@@ -187,10 +190,14 @@ def _copy_without(base: Kernel, root: Path, module: str) -> None:
 # Fetching
 
 
-def _fetch(series: str, root: Path, scratch: Path) -> None:
-    apt = Apt(scratch / "apt", SUITES[series], find_mirrors())
+def _fetch(name: str, root: Path, scratch: Path) -> None:
+    series = name.removesuffix(WITHOUT_UPDATES)
+    mirrors = find_mirrors()
+    if name.endswith(WITHOUT_UPDATES):
+        mirrors = replace(mirrors, security=None)
+    apt = Apt(scratch / "apt", SUITES[series], mirrors)
     release, version = apt.newest(series)
-    known = cached(series)
+    known = cached(name)
     if known and known.package_version == version:
         return
     packages = apt.packages(release)

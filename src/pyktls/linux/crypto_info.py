@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 from pyktls._kernel import ffi, lib
 from pyktls.ciphers import AEAD, NONCE_LENGTH, TLS_1_2, TLS_1_3, aead_by_linux_type
 from pyktls.errors import InvalidType, InvalidValue, Unavailable, syscall_error
-from pyktls.socket_calls import descriptor, getsockopt, setsockopt
+from pyktls.socket_calls import descriptor
 
 from .abi import DIRECTIONS, SOL_TLS
+from .calls import getsockopt, setsockopt
 
 if TYPE_CHECKING:
     from pyktls.socket_calls import HasFileno

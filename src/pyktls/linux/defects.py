@@ -23,9 +23,9 @@ from pyktls import _records
 from pyktls._kernel import ffi, lib
 from pyktls.ciphers import TLS_1_2, TLS_1_3
 from pyktls.errors import Unavailable
-from pyktls.socket_calls import setsockopt
 
 from .abi import SOL_TLS, TLS_RX_EXPECT_NO_PAD
+from .calls import setsockopt
 from .trial import keyed_pair
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ import struct
 from typing import TYPE_CHECKING
 
 from pyktls.errors import InvalidType, InvalidValue, Unavailable
-from pyktls.socket_calls import descriptor, getsockopt, setsockopt
+from pyktls.socket_calls import descriptor
 
 from . import defects
 from .abi import SOL_TLS, TLS_RX_EXPECT_NO_PAD, TLS_TX_MAX_PAYLOAD_LEN, TLS_TX_ZEROCOPY_RO
+from .calls import getsockopt, setsockopt
 from .ulp import get_ulp
 
 if TYPE_CHECKING:

@@ -23,6 +23,8 @@ from pyktls import _records
 from pyktls.errors import InvalidType, InvalidValue
 from pyktls.socket_calls import descriptor
 
+from .calls import only_on_linux
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,6 +57,7 @@ class Record:
 
 
 def _deadline(sock: HasFileno | int) -> _records.Deadline:
+    only_on_linux()
     timeout = getattr(sock, "gettimeout", None)
     return _records.Deadline(None if timeout is None else timeout())
 

@@ -12,6 +12,7 @@ from pyktls.socket_calls import loopback_pair
 
 from .abi import DIRECTIONS, TLS_RX, TLS_TX
 from .crypto_info import NO_REKEY, get_version_and_cipher, set_crypto_info
+from .transfer import sendfile
 from .trial import zero_keys
 from .ulp import NO_TLS_REMEDY, get_ulp, set_ulp
 
@@ -29,6 +30,7 @@ __all__ = [
     "directions",
     "install",
     "option_of",
+    "sendfile",
 ]
 
 _OPTION = {Direction.TX: TLS_TX, Direction.RX: TLS_RX}

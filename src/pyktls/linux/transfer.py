@@ -17,10 +17,11 @@ from pyktls.errors import InvalidType, InvalidValue, Unavailable, syscall_error
 from pyktls.socket_calls import descriptor
 
 from . import defects
+from .calls import only_on_linux
 from .records import MOST_BUFFERS, flush
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from _typeshed import ReadableBuffer
 
@@ -66,6 +67,7 @@ def sendfile(
     """
     _check_counts(offset=offset, count=count)
     fd, source = descriptor(sock), descriptor(file)
+    only_on_linux()
     sent = 0
     record_is_open = False
     try:
@@ -138,9 +140,11 @@ def _send_file(fd: int, source: int, offset: int, count: int) -> Iterator[int]:
 # ---- splice ----------------------------------------------------------------------------------
 
 
-def _refuse(defect: Defect | None, call: str) -> None:
+def _refuse_where_defective(call: str, trial: Callable[[], Defect | None]) -> None:
+    only_on_linux()
     if not hasattr(os, "splice"):
         raise Unavailable("this Python is built without splice(2)")
+    defect = trial()
     if defect is not None:
         raise Unavailable(f"{call} is not safe here: {defect.text}", remedy=defect.remedy)
 
@@ -157,7 +161,7 @@ def splice_from_pipe(
     """
     _check_counts(count=count)
     source, fd = descriptor(pipe), descriptor(sock)
-    _refuse(defects.splice_from_pipe(), "splice_from_pipe")
+    _refuse_where_defective("splice_from_pipe", defects.splice_from_pipe)
     return _splice(source, fd, count, flags)
 
 
@@ -173,7 +177,7 @@ def splice_to_pipe(sock: HasFileno | int, pipe: HasFileno | int, count: int, fla
     """
     _check_counts(count=count)
     fd, target = descriptor(sock), descriptor(pipe)
-    _refuse(defects.splice_to_pipe(), "splice_to_pipe")
+    _refuse_where_defective("splice_to_pipe", defects.splice_to_pipe)
     return _splice(fd, target, count, flags)
 
 

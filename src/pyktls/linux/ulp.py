@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from pyktls.socket_calls import descriptor, getsockopt, setsockopt
+from pyktls.socket_calls import descriptor
 
 from .abi import TCP_ULP
+from .calls import getsockopt, setsockopt
 
 if TYPE_CHECKING:
     from pyktls.socket_calls import HasFileno
