@@ -1,8 +1,8 @@
 """What decides whether a test may run here at all.
 
-tests/kernel needs a kernel with TLS, tests/kernel_absent one without.  Neither is ever skipped for
-that: on the wrong kernel they fail, and say how to run them.  tests/run.py knows the right kernel
-for each and is what `make test` calls.
+tests/kernel needs a kernel with TLS, tests/kernel_defects one with old defects in its TLS,
+tests/kernel_absent one without TLS.  None is ever skipped for that: on the wrong kernel they fail,
+and say how to run them.  tests/run.py knows the right kernel for each and is what `make test` calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    wants = {HERE / "kernel": True, HERE / "kernel_absent": False}
+    wants = {HERE / "kernel": True, HERE / "kernel_defects": True, HERE / "kernel_absent": False}
     here: bool | None = None
     for item in items:
         for directory, wanted in wants.items():

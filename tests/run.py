@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "test-results"
 KERNELS = ("6.1", "6.12", "7.3")
 WITHOUT_TLS = "6.12-notls"
+DEFECTIVE = "6.1-main"
 HOST = "this machine"
 TIMEOUT = 3600.0
 
@@ -99,8 +100,9 @@ def plan(kernels: list[str], *, host: bool) -> list[Part]:
     parts = []
     if host:
         parts.append(Part("unit", HOST, ("tests/unit",), skips_allowed=True))
-        # On the fake of its kernel; skipped is what needs ziglang, where that is not installed.
-        parts.append(Part("FreeBSD", HOST, ("tests/freebsd",), skips_allowed=True))
+        # On the fake of its kernel, the unit tests too; skipped is what is about Linux's calls, and
+        # what needs ziglang, where that is not installed.
+        parts.append(Part("FreeBSD", HOST, ("tests/unit", "tests/freebsd"), skips_allowed=True))
     has_tls = has_kernel_tls()
     chosen = kernels or ([HOST] if has_tls else KERNELS)
     parts.extend(Part("kernel", kernel, ("tests/kernel",)) for kernel in chosen)
@@ -109,6 +111,8 @@ def plan(kernels: list[str], *, host: bool) -> list[Part]:
     if not has_tls and not kernels:
         # Twice: a kernel that never had TLS, and one whose module is missing.
         parts.append(Part("kernel without TLS", WITHOUT_TLS, ("tests/kernel_absent",)))
+    if not kernels:
+        parts.append(Part("kernel with defects", DEFECTIVE, ("tests/kernel_defects",)))
     return parts
 
 

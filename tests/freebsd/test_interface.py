@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from freebsd.wire import ALERT, APP, CBCS, G12, G13, SENDS, T10, Peer
-from pyktls import _records
+from pyktls import _records, linux
 from pyktls import freebsd as system
 from pyktls.errors import InvalidValue, Unavailable
 from pyktls.lowlevel import ffi, lib
@@ -642,3 +642,32 @@ def test_no_statistics(fake: Any) -> None:
     fake.sysctls.clear()
     with pytest.raises(Unavailable, match="options KERN_TLS"):
         system.statistics()
+
+
+# ---- the other system's interface ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        linux.set_ulp,
+        linux.get_ulp,
+        lambda s: linux.get_crypto_info(s, linux.TLS_TX),
+        lambda s: linux.get_rec_seq(s, linux.TLS_RX),
+        lambda s: linux.set_tx_max_payload_len(s, 100),
+        linux.get_tx_zerocopy_ro,
+        lambda s: linux.recv_record(s, 1),
+        lambda s: linux.recv_record_into(s, [bytearray(1)]),
+        lambda s: linux.send_record(s, b"x", 23),
+        linux.flush,
+        lambda s: linux.sendfile(s, 0),
+        lambda s: linux.splice_to_pipe(s, 0, 1),
+        lambda s: linux.splice_from_pipe(0, s, 1),
+    ],
+)
+def test_linux_calls_are_refused_here(tcp, call):
+    """The same numbers are other options on FreeBSD: nothing may be set by mistake."""
+    with pytest.raises(
+        Unavailable, match="this system is not Linux; pyktls.freebsd is for FreeBSD"
+    ):
+        call(tcp[0])

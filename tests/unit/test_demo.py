@@ -31,6 +31,7 @@ from pyktls.demo.evidence import Evidence
 from pyktls.demo.outcomes import Outcome, doubts
 from pyktls.demo.steps import MIB, SERVED, Setting, Step, all_steps
 from pyktls.errors import Unavailable
+from support.systems import linux_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -429,6 +430,7 @@ def test_another_hash_or_size_fails_the_step(peer: str, setting: Setting) -> Non
     assert done.failure == f"{SIZE} of {SIZE + 1} bytes arrived"
 
 
+@linux_only
 def test_a_pyktls_step_without_evidence_fails(
     monkeypatch: pytest.MonkeyPatch, setting: Setting
 ) -> None:
@@ -441,6 +443,7 @@ def test_a_pyktls_step_without_evidence_fails(
     assert done.failure.startswith("the kernel did not confirm: TCP_ULP is '', TX is not in ")
 
 
+@linux_only
 def test_a_failing_python_end_is_the_reason(
     monkeypatch: pytest.MonkeyPatch, setting: Setting
 ) -> None:

@@ -25,6 +25,7 @@ from pyktls.ciphers import AEADS, SUITES, aead_by_linux_type, find_suite
 from pyktls.key_schedule import KeyBlock
 from pyktls.linux import CryptoInfo
 from pyktls.lowlevel import ffi, lib
+from support.systems import linux_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -322,6 +323,7 @@ class TestC:
             ffi.from_buffer(out), 100, 0x0304, number, KEY, 16, SALT + IV[:8], 0
         ) == -errno.EINVAL  # fmt: skip
 
+    @linux_only
     def test_set_keys_checks_before_it_calls(self) -> None:
         # Not EBADF: the kernel is not asked.
         assert lib.pyktls_linux_set_keys(
@@ -399,6 +401,7 @@ class TestCalls:
             (linux.get_ulp, "getsockopt(TCP_ULP)"),
         ],
     )  # fmt: skip
+    @linux_only
     def test_errors_name_the_call(self, call: Callable[[Any], object], name: str) -> None:
         with (
             socket.socket(socket.AF_UNIX) as sock,  # knows none of these options

@@ -17,6 +17,7 @@ import pyktls
 from pyktls import Direction, DirectionKeys, Role, Session, linux, switch
 from pyktls.ciphers import AEAD, find_suite
 from support import tls
+from support.systems import linux_only
 from support.tls import TLS_1_2, TLS_1_3, Pair
 
 if TYPE_CHECKING:
@@ -697,6 +698,7 @@ NO_ULP = "this kernel has no upper layer protocols for this kind of socket"
         ),
     ],
 )
+@linux_only
 def test_attaching_fails(
     tcp: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
@@ -713,6 +715,7 @@ def test_attaching_fails(
     still_plain(tcp)
 
 
+@linux_only
 def test_offload_on_a_kernel_without_tls_leaves_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

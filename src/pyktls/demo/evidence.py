@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pyktls import linux
+from pyktls import Unavailable, linux
 from pyktls.linux.sock_diag import ulp_info
 from pyktls.status import status
 
@@ -98,12 +98,10 @@ def record_numbers(sock: socket.socket) -> Numbers:
     numbers: list[int | None] = []
     for option in (linux.TLS_TX, linux.TLS_RX):
         try:
-            info = linux.get_crypto_info(sock, option)
-        except OSError:  # no keys there; or one of the ciphers that Linux before 5.16 withholds
+            numbers.append(linux.get_rec_seq(sock, option))
+        except (OSError, Unavailable):
+            # No keys there; a cipher that Linux before 5.16 withholds; another system.
             numbers.append(None)
-        else:
-            numbers.append(info.rec_seq)
-            info.wipe()
     return numbers[0], numbers[1]
 
 
