@@ -2,7 +2,7 @@
 
 tests/kernel needs a kernel with TLS, tests/kernel_defects one with old defects in its TLS,
 tests/kernel_absent one without TLS.  None is ever skipped for that: on the wrong kernel they fail,
-and say how to run them.  tests/run.py knows the right kernel for each and is what `make test` calls.
+and say how to run them.  tests/run.py knows the right kernel for each; `make test` calls it.
 """
 
 from __future__ import annotations

@@ -1,24 +1,20 @@
-"""The README's example is run as it stands there."""
+"""The README's examples for Linux are run as they stand there."""
 
 from __future__ import annotations
 
-import pathlib
-import re
 import socket
 import ssl
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import trustme
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+from support.readme import example
 
-
-def example() -> str:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    assert isinstance(code, str)
-    return code
+if TYPE_CHECKING:
+    import pathlib
 
 
 def connect(port: int) -> socket.socket:
@@ -39,7 +35,7 @@ def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file.bin").write_bytes(content)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    code = example()
+    code = example("pyktls.offload")
     assert "4433" in code
     process = subprocess.Popen(
         [sys.executable, "-c", code.replace("4433", str(port))],
@@ -62,3 +58,11 @@ def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
     assert process.returncode == 0
     assert "ulp='tls'" in output
     assert "tx=<Mode.SOFTWARE: 'software'>" in output
+
+
+def test_the_example_by_hand() -> None:
+    code = example("tls12_crypto_info_aes_gcm_128")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("b'encrypted by the kernel'\n", "")

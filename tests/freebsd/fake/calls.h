@@ -13,6 +13,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/types.h>
@@ -80,9 +81,23 @@ static inline ssize_t fake_recvmsg(int fd, struct msghdr *message, int flags) {
     unsigned char record[FAKE_RECORD_SIZE];
     int has_record = 0;
     message->msg_flags = 0;
-    int64_t received =
-        fake_calls.receive(fd, message->msg_iov[0].iov_base, message->msg_iov[0].iov_len, flags,
-                           record, &has_record, &message->msg_flags);
+    size_t size = 0, done = 0;
+    for (size_t i = 0; i < (size_t)message->msg_iovlen; i++) {
+        size += message->msg_iov[i].iov_len;
+    }
+    unsigned char *whole = malloc(size + 1);
+    if (whole == NULL) {
+        return (ssize_t)fake_result(-ENOMEM);
+    }
+    int64_t received = fake_calls.receive(fd, whole, size, flags, record, &has_record,
+                                          &message->msg_flags);
+    for (size_t i = 0; received > 0 && done < (size_t)received; i++) {
+        size_t left = (size_t)received - done;
+        size_t part = left < message->msg_iov[i].iov_len ? left : message->msg_iov[i].iov_len;
+        memcpy(message->msg_iov[i].iov_base, whole + done, part);
+        done += part;
+    }
+    free(whole);
     size_t room = message->msg_control == NULL ? 0 : message->msg_controllen;
     message->msg_controllen = 0;
     if (received >= 0 && has_record && room >= CMSG_SPACE(FAKE_RECORD_SIZE)) {
