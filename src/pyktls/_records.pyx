@@ -23,7 +23,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
 
-from pyktls.errors import InvalidValue, syscall_error
+from pyktls.errors import InvalidType, InvalidValue, syscall_error
 
 
 cdef extern from "<time.h>" nogil:
@@ -63,6 +63,15 @@ NO_RECORD_TYPE = PYKTLS_NO_RECORD_TYPE
 cdef enum:
     MOST_BUFFERS = 1024  # IOV_MAX of both systems
     LONGEST_POLL_MS = 1 << 30
+
+
+cdef int get_buffer(object source, Py_buffer *view, int flags) except -1:
+    """PyObject_GetBuffer with an error of ours."""
+    try:
+        PyObject_GetBuffer(source, view, flags)
+    except (TypeError, BufferError) as e:
+        raise InvalidType(str(e)) from None
+    return 0
 
 
 cdef double now() noexcept nogil:
@@ -176,7 +185,7 @@ def recv_into(int fd, buffer, size_t size, int flags, Deadline deadline not None
     cdef iovec iov
     cdef int record_type, msg_flags
     cdef Py_ssize_t received
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    get_buffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
     try:
         if size == 0 or size > <size_t>view.len:
             size = <size_t>view.len
@@ -209,7 +218,7 @@ def send(int fd, buffer, int flags, int record_type, Deadline deadline not None)
     """
     cdef Py_buffer view
     cdef iovec iov
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    get_buffer(buffer, &view, PyBUF_SIMPLE)
     try:
         iov.iov_base = view.buf
         iov.iov_len = <size_t>view.len
@@ -226,7 +235,7 @@ def sendall(int fd, buffer, int flags, Deadline deadline not None):
     cdef Py_buffer view
     cdef iovec iov
     cdef Py_ssize_t sent
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    get_buffer(buffer, &view, PyBUF_SIMPLE)
     try:
         iov.iov_base = view.buf
         iov.iov_len = <size_t>view.len
@@ -249,7 +258,11 @@ cdef class Vector:
     cdef size_t held
 
     def __cinit__(self, buffers, bint writable):
-        cdef list items = list(buffers)
+        cdef list items
+        try:
+            items = list(buffers)
+        except TypeError as e:
+            raise InvalidType(f"buffers: {e}") from None
         cdef int flags = PyBUF_SIMPLE | PyBUF_WRITABLE if writable else PyBUF_SIMPLE
         cdef size_t i
         self.count = len(items)
@@ -260,7 +273,7 @@ cdef class Vector:
         if self.views == NULL or self.iov == NULL:
             raise MemoryError
         for i in range(self.count):
-            PyObject_GetBuffer(items[i], &self.views[i], flags)
+            get_buffer(items[i], &self.views[i], flags)
             self.held += 1
             self.iov[i].iov_base = self.views[i].buf
             self.iov[i].iov_len = <size_t>self.views[i].len

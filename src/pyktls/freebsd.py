@@ -31,6 +31,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import arguments
 from ._kernel import ffi, lib
 from .ciphers import AEAD, AEADS, TLS_1_2, TLS_1_3
 from .errors import HandoffRefused, InvalidType, InvalidValue, Unavailable, syscall_error
@@ -329,7 +330,7 @@ def set_tls_enable(sock: HasFileno | int, direction: int, info: TLSEnable) -> No
     (kern.ipc.mb_use_ext_pgs is off), EPROTONOSUPPORT (AES-CBC of TLS 1.0, which can only be sent),
     EINVAL (cipher unknown), ENOPROTOOPT (kernel without KERN_TLS).
     """
-    if direction not in _ENABLE_NAMES:
+    if not isinstance(direction, int) or direction not in _ENABLE_NAMES:
         raise InvalidValue(
             f"direction must be TCP_TXTLS_ENABLE (39) or TCP_RXTLS_ENABLE (41), not {direction!r}"
         )
@@ -367,7 +368,7 @@ def get_mode(sock: HasFileno | int, option: int) -> int:
     It answers for any TCP socket, whoever switched it on.  Raises OSError: EINVAL (a listening
     socket), ECONNRESET (the connection was dropped), ENOPROTOOPT (kernel without KERN_TLS).
     """
-    if option not in _MODE_NAMES:
+    if not isinstance(option, int) or option not in _MODE_NAMES:
         raise InvalidValue(
             f"option must be TCP_TXTLS_MODE (40) or TCP_RXTLS_MODE (42), not {option!r}"
         )
@@ -385,8 +386,7 @@ def set_tx_mode(sock: HasFileno | int, mode: int) -> None:
     ``mode`` is TCP_TLS_MODE_SW or TCP_TLS_MODE_IFNET.  On a socket without kernel TLS it succeeds
     and does nothing.  Raises OSError: EOPNOTSUPP or ENXIO (the card cannot), EALREADY.
     """
-    if not isinstance(mode, int) or isinstance(mode, bool):
-        raise InvalidType(f"mode must be an int, not {type(mode).__name__}")
+    arguments.integer("mode", mode, -(2**31), 2**31 - 1, bounds="a C int")
     fd = descriptor(sock)
     _only_on_freebsd()
     result = lib.pyktls_freebsd_set_tx_mode(fd, mode)
@@ -425,8 +425,8 @@ def recv_record(sock: HasFileno | int, size: int, flags: int = 0) -> Record:
     may have been returned before this), EMSGSIZE (too long, too short, or the peer closed within
     it), EINVAL (another version or outer type).  Do not read again after these.
     """
-    if size < 0:
-        raise InvalidValue("size must not be negative")
+    arguments.integer("size", size, 0, 2**31 - 1, bounds="from 0 to 2**31 - 1")
+    arguments.flags(flags)
     fd = descriptor(sock)
     _only_on_freebsd()
     buffer = bytearray(size)
@@ -449,10 +449,8 @@ def send_record(
     type 0 and above 255, OSError: EINVAL (no bytes, except with TLS 1.0; no kernel TLS for
     sending), EMSGSIZE (more than the send buffer holds), EAGAIN.
     """
-    if not isinstance(record_type, int) or isinstance(record_type, bool):
-        raise InvalidType(f"record_type must be an int, not {type(record_type).__name__}")
-    if not 1 <= record_type <= 255:
-        raise InvalidValue(f"record_type must be from 1 to 255, not {record_type}")
+    arguments.integer("record_type", record_type, 1, 255)
+    arguments.flags(flags)
     fd = descriptor(sock)
     _only_on_freebsd()
     with memoryview(data).cast("B") as view:
@@ -483,10 +481,8 @@ def sendfile(
     once is normal (EAGAIN on a non-blocking socket whose buffer is full, EINTR).
     """
     for name, number in (("offset", offset), ("count", count)):
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InvalidType(f"{name} must be an int, not {type(number).__name__}")
-        if not 0 <= number < 2**63:
-            raise InvalidValue(f"{name} must be from 0 to 2**63 - 1, not {number}")
+        arguments.integer(name, number, 0, 2**63 - 1, bounds="from 0 to 2**63 - 1")
+    arguments.flags(flags)
     fd, source = descriptor(sock), descriptor(file)
     _only_on_freebsd()
     keep: list[Any] = []

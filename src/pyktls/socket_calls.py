@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Protocol
 
 from ._kernel import ffi, lib
+from .arguments import integer
 from .errors import InvalidType, InvalidValue, syscall_error
 
 if TYPE_CHECKING:
@@ -64,15 +65,20 @@ class System(Protocol):
 
 def descriptor(sock: HasFileno | int) -> int:
     """The file descriptor of a socket, or the number itself."""
-    if isinstance(sock, int) and not isinstance(sock, bool):
-        fd = sock
-    elif hasattr(sock, "fileno"):
-        fd = sock.fileno()
-    else:
-        raise InvalidType(f"a socket or a file descriptor is needed, not {type(sock).__name__}")
+    fd: object = sock
+    if not isinstance(sock, int):
+        fileno = getattr(sock, "fileno", None)
+        if not callable(fileno):
+            raise InvalidType(f"a socket or a file descriptor is needed, not {type(sock).__name__}")
+        try:
+            fd = fileno()
+        except (OSError, ValueError) as e:  # a file that is closed, or has none
+            raise InvalidValue(f"{type(sock).__name__} has no file descriptor: {e}") from e
+    if not isinstance(fd, int) or isinstance(fd, bool):
+        raise InvalidType(f"a socket or a file descriptor is needed, not {type(fd).__name__}")
     if fd < 0:
         raise InvalidValue("the socket is closed")
-    return fd
+    return integer("the file descriptor", fd, 0, 2**31 - 1, bounds="a C int")
 
 
 def setsockopt(fd: int, level: int, option: int, value: bytes | bytearray, call: str) -> None:

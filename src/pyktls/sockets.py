@@ -35,7 +35,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from . import _records, linux
+from . import _records, arguments, linux
 from ._kernel import lib
 from .ciphers import TLS_1_2, TLS_1_3
 from .engines import native
@@ -492,10 +492,7 @@ class KTLSSocket(socket.socket):
         Raises what recv raises, and Unavailable where the kernel cannot do it without losing data
         (pyktls.linux.splice_to_pipe).
         """
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise InvalidType(f"count must be an int, not {type(count).__name__}")
-        if count < 1:
-            raise InvalidValue(f"count must be positive, not {count}")
+        arguments.integer("count", count, 1, 2**63 - 1, bounds="from 1 to 2**63 - 1")
         target = descriptor(pipe)
         with self._receive_lock:
             deadline = _records.Deadline(self.gettimeout())
@@ -736,10 +733,7 @@ class KTLSSocket(socket.socket):
         Raises OSError of splice(2), and Unavailable where the kernel corrupts such records
         (pyktls.linux.splice_from_pipe).
         """
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise InvalidType(f"count must be an int, not {type(count).__name__}")
-        if count < 1:
-            raise InvalidValue(f"count must be positive, not {count}")
+        arguments.integer("count", count, 1, 2**63 - 1, bounds="from 1 to 2**63 - 1")
         source = descriptor(pipe)
         with self._send_lock:
             deadline = self._before_sending()

@@ -579,7 +579,9 @@ def test_splice_arguments(keyed, pipe):
             with pytest.raises(InvalidType, match=r"^count must be an int, not "):
                 call(pipe[0], None)
             for wrong in (0, -1):
-                with pytest.raises(InvalidValue, match=rf"^count must be positive, not {wrong}$"):
+                with pytest.raises(
+                    InvalidValue, match=rf"^count must be from 1 to 2\*\*63 - 1, not {wrong}$"
+                ):
                     call(pipe[0], wrong)
             with pytest.raises(InvalidType, match=r"a socket or a file descriptor is needed"):
                 call("pipe", 10)

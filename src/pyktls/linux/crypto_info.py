@@ -137,6 +137,8 @@ class CryptoInfo:
     @classmethod
     def unpack(cls, data: bytes | bytearray) -> CryptoInfo:
         """From the bytes of a struct; raises InvalidValue if they are not one."""
+        if not isinstance(data, (bytes, bytearray)):
+            raise InvalidType(f"data must be bytes, not {type(data).__name__}")
         version, cipher_type = ffi.new("uint16_t *"), ffi.new("uint16_t *")
         key, iv = ffi.new("unsigned char[32]"), ffi.new("unsigned char[12]")
         rec_seq = ffi.new("uint64_t *")
@@ -190,7 +192,7 @@ def salt_length(aead: AEAD) -> int:
 
 
 def check_direction(direction: int) -> str:
-    if direction not in DIRECTIONS:
+    if not isinstance(direction, int) or direction not in DIRECTIONS:
         raise InvalidValue(f"direction must be TLS_TX (1) or TLS_RX (2), not {direction!r}")
     return DIRECTIONS[direction]
 

@@ -11,7 +11,8 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from pyktls.errors import InvalidType, InvalidValue, Unavailable
+from pyktls import arguments
+from pyktls.errors import InvalidType, Unavailable
 from pyktls.socket_calls import descriptor
 
 from . import defects
@@ -143,10 +144,7 @@ def set_tx_max_payload_len(sock: HasFileno | int, size: int) -> None:
     63 to 16384, OSError: EINVAL (63 without such keys), EBUSY (a record is held open by MSG_MORE),
     ENOPROTOOPT (no "tls" attached).
     """
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise InvalidType(f"size must be an int, not {type(size).__name__}")
-    if not 63 <= size <= 16384:
-        raise InvalidValue(f"size must be from 63 to 16384, not {size}")
+    arguments.integer("size", size, 63, 16384)
     _set(sock, TLS_TX_MAX_PAYLOAD_LEN, size)
 
 

@@ -19,8 +19,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyktls import _records
-from pyktls.errors import InvalidType, InvalidValue
+from pyktls import _records, arguments
 from pyktls.socket_calls import descriptor
 
 from .calls import only_on_linux
@@ -73,10 +72,8 @@ def recv_record(sock: HasFileno | int, size: int, flags: int = 0) -> Record:
     failed authentication, or is too short), EMSGSIZE (too long), EINVAL (another version),
     EKEYEXPIRED (a KeyUpdate came: new keys first), and those of a TCP socket.
     """
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise InvalidType(f"size must be an int, not {type(size).__name__}")
-    if size < 0:
-        raise InvalidValue("size must not be negative")
+    arguments.integer("size", size, 0, 2**31 - 1, bounds="from 0 to 2**31 - 1")
+    arguments.flags(flags)
     data, record_type, msg_flags = _records.recv(descriptor(sock), size, flags, _deadline(sock))
     return Record(data, _type(record_type), msg_flags)
 
@@ -85,6 +82,7 @@ def recv_record_into(
     sock: HasFileno | int, buffers: Sequence[WriteableBuffer], flags: int = 0
 ) -> tuple[int, int | None, int]:
     """The same into ``buffers``, one after the other; ``(bytes, record type, msg_flags)``."""
+    arguments.flags(flags)
     received, record_type, msg_flags = _records.recvmsg_into(
         descriptor(sock), buffers, flags, _deadline(sock)
     )
@@ -113,11 +111,8 @@ def send_record(
     """
     number = _records.NO_RECORD_TYPE
     if record_type is not None:
-        if not isinstance(record_type, int) or isinstance(record_type, bool):
-            raise InvalidType(f"record_type must be an int, not {type(record_type).__name__}")
-        if not 1 <= record_type <= 255:
-            raise InvalidValue(f"record_type must be from 1 to 255, not {record_type}")
-        number = record_type
+        number = arguments.integer("record_type", record_type, 1, 255)
+    arguments.flags(flags)
     buffers = data if isinstance(data, (list, tuple)) else (data,)
     return _records.sendmsg(descriptor(sock), buffers, flags, number, _deadline(sock))
 
@@ -129,4 +124,5 @@ def flush(sock: HasFileno | int, flags: int = 0) -> None:
     sendmsg(2) of no bytes with a record type.  Where a network card encrypts, this makes an empty
     data record.
     """
+    arguments.flags(flags)
     _records.sendmsg(descriptor(sock), (), flags, 23, _deadline(sock))

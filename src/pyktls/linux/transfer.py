@@ -12,8 +12,8 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from pyktls import _records
-from pyktls.errors import InvalidType, InvalidValue, Unavailable, syscall_error
+from pyktls import _records, arguments
+from pyktls.errors import Unavailable, syscall_error
 from pyktls.socket_calls import descriptor
 
 from . import defects
@@ -37,10 +37,7 @@ _MOST = 0x7FFFF000
 
 def _check_counts(**numbers: int) -> None:
     for name, number in numbers.items():
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InvalidType(f"{name} must be an int, not {type(number).__name__}")
-        if not 0 <= number < 2**63:
-            raise InvalidValue(f"{name} must be from 0 to 2**63 - 1, not {number}")
+        arguments.integer(name, number, 0, 2**63 - 1, bounds="from 0 to 2**63 - 1")
 
 
 # ---- sendfile --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from pyktls.errors import InvalidType
 from pyktls.socket_calls import descriptor
 
 from .abi import TCP_ULP
@@ -29,6 +30,8 @@ def set_ulp(sock: HasFileno | int, name: bytes = b"tls") -> None:
     kernel has no such protocol, or may not load it for this process), ENOTCONN (the connection is
     not ESTABLISHED), EEXIST (one is attached already).
     """
+    if not isinstance(name, (bytes, bytearray)):
+        raise InvalidType(f"name must be bytes, not {type(name).__name__}")
     setsockopt(descriptor(sock), socket.IPPROTO_TCP, TCP_ULP, name, "setsockopt(TCP_ULP)")
 
 
