@@ -10,13 +10,14 @@ KERNELS = $(foreach k,$(KERNEL),--kernel $(k))
 # What compiles here: `make cross` compiles the other system's file.
 C_FILES = $(filter-out csrc/kernel_freebsd.c,$(wildcard csrc/*.c))
 
-.PHONY: help demo test test-freebsd cross test-all wheel lint format clean
+.PHONY: help demo test test-freebsd abi cross test-all wheel lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
 	@echo 'make test      the whole test suite, on this kernel or in the lab'
 	@echo 'make test-freebsd  what concerns FreeBSD: on FreeBSD its kernel, elsewhere a fake of it'
 	@echo 'make cross     compiles and links for FreeBSD, with every number held to its headers'
+	@echo 'make abi       holds the numbers of Linux to the header of Linux 7.3'
 	@echo 'make test-all  the same with every Python and every variant there is'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
 	@echo 'make lint      ruff, mypy --strict, the C compiler with -Werror'
@@ -43,7 +44,16 @@ cross:
 	$(SETUP) test,cross
 	PYKTLS_STRICT=1 $(PY) -m pytest tests/freebsd/test_cross_compile.py $(ARGS)
 
-test-all: lint test cross demo wheel
+# Our numbers and layouts against the header of the newest kernel, whatever this machine has.
+abi:
+	$(SETUP) lab
+	set -e; include=$$($(PY) -m tests.lab headers 7.3); \
+	for file in abi_linux_check.c abi_linux.c; do \
+		gcc -std=c11 -D_GNU_SOURCE -DPYKTLS_NEWEST_ABI -Wall -Wextra -Werror -fsyntax-only \
+			-isystem $$include -isystem $$include/x86_64-linux-gnu csrc/$$file; \
+	done
+
+test-all: lint abi test cross demo wheel
 
 wheel:
 	PYTHON=$(PYTHON) wheels/build.sh dist

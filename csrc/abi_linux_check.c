@@ -58,6 +58,16 @@ CATCH(TLS_INFO_RXCONF)
 CATCH(INET_DIAG_ULP_INFO)
 CATCH(INET_ULP_INFO_NAME)
 CATCH(INET_ULP_INFO_TLS)
+/*
+ * Nor can a macro tell whether these younger ones are there: `make abi` says that they are, and that
+ * there is no attribute beyond ours.
+ */
+#ifdef PYKTLS_NEWEST_ABI
+CATCH(TLS_INFO_ZC_RO_TX)
+CATCH(TLS_INFO_RX_NO_PAD)
+CATCH(TLS_INFO_TX_MAX_PAYLOAD_LEN)
+CATCH(TLS_INFO_MAX)
+#endif
 
 /* Younger than the header set of some supported build systems. */
 #ifdef TLS_TX_ZEROCOPY_RO
@@ -137,6 +147,17 @@ SAME(TLS_INFO_RXCONF);
 SAME(INET_DIAG_ULP_INFO);
 SAME(INET_ULP_INFO_NAME);
 SAME(INET_ULP_INFO_TLS);
+#ifdef PYKTLS_NEWEST_ABI
+SAME(TLS_INFO_ZC_RO_TX);
+SAME(TLS_INFO_RX_NO_PAD);
+SAME(TLS_INFO_TX_MAX_PAYLOAD_LEN);
+_Static_assert(system_TLS_INFO_MAX == TLS_INFO_TX_MAX_PAYLOAD_LEN, "there is a younger attribute");
+#if !defined(HAVE_TLS_TX_ZEROCOPY_RO) || !defined(HAVE_TLS_RX_EXPECT_NO_PAD) ||                      \
+    !defined(HAVE_TLS_TX_MAX_PAYLOAD_LEN) || !defined(HAVE_CHACHA20_POLY1305) ||                   \
+    !defined(HAVE_SM4) || !defined(HAVE_ARIA)
+#error "PYKTLS_NEWEST_ABI with headers that are not the newest"
+#endif
+#endif
 #ifdef HAVE_TLS_TX_ZEROCOPY_RO
 SAME(TLS_TX_ZEROCOPY_RO);
 #endif

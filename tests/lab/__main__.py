@@ -1,4 +1,4 @@
-"""The lab's command line: run, fetch, list, doctor. See `python -m tests.lab --help`.
+"""The lab's command line: run, fetch, headers, list, doctor. See `python -m tests.lab --help`.
 
 The command's own stdout and stderr pass through; what the lab says goes to stderr and begins with
 "lab:". Exit status: the command's; 125 if the lab itself failed (nothing fetched, no boot, guest
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .boot import DEFAULT_CPUS, DEFAULT_MEMORY, boot
 from .errors import LabError
-from .kernels import NAMES, STOCK, SUITES, cache_root, cached, obtain, say
+from .kernels import NAMES, STOCK, SUITES, cache_root, cached, headers, obtain, say
 from .sources import find_mirrors
 from .tools import FETCH_TOOLS, find, how_to_get, missing_tools, require_all
 
@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="get kernels into the cache")
     fetch.add_argument("names", nargs="*", default=list(STOCK), metavar="NAME")
     fetch.add_argument("--refresh", action="store_true", help="look for newer ones")
+
+    include = commands.add_parser("headers", help="get a kernel's user-space headers; print where")
+    include.add_argument("name", choices=sorted(SUITES))
 
     commands.add_parser("list", help="the kernels, and which of them are in the cache")
     doctor = commands.add_parser("doctor", help="say what is missing on this machine")
@@ -154,6 +157,9 @@ def main() -> int:
                 return fetch_all(options)
             case "list":
                 return list_all()
+            case "headers":
+                print(headers(options.name))
+                return 0
             case _:
                 return doctor(options)
     except LabError as error:

@@ -220,6 +220,24 @@ def _fetch(name: str, root: Path, scratch: Path) -> None:
     _finish(root, release, version)
 
 
+def headers(series: str) -> Path:
+    """The directory of a series' own user-space headers (linux/tls.h), fetched if need be."""
+    place = cache_root() / "headers" / series
+    include = place / "usr" / "include"
+    if not include.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            apt = Apt(Path(scratch) / "apt", SUITES[series], find_mirrors())
+            version = apt.show("linux-libc-dev")[0]
+            say(f"fetching linux-libc-dev {version}")
+            (archive,) = apt.download(["linux-libc-dev"], version)
+            unpacked = Path(scratch) / "unpacked"
+            _run([require("dpkg"), "-x", str(archive), str(unpacked)])
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                unpacked.rename(place)
+    return include
+
+
 class Apt:
     """apt with one suite (and its security updates), and nothing shared with the machine's own."""
 
