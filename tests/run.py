@@ -1,21 +1,26 @@
 """Runs the whole suite: on this machine what any kernel can run, the rest on real kernels.
 
-    python -m tests.run [--kernel NAME|PATH ...] [--no-host] [PYTEST ARGUMENTS]
+    python -m tests.run [--kernel NAME|PATH ...] [--no-host] [--jobs N] [PYTEST ARGUMENTS]
 
 If this machine's own kernel has TLS the kernel tests run here, unless kernels are named; otherwise
-in the lab, on each of its kernels in turn, and the tests of a kernel without TLS in the lab's
-kernel without the module.  Ends with one line for each part.  A kernel test that was skipped, or a
-part that ran no test, is a failure: nothing is left out silently.
+in the lab, on each of its kernels, and the tests of a kernel without TLS in the lab's kernel
+without the module.  The lab runs as many kernels at once as there are processors (--jobs); the
+output of each comes when it has ended.  Ends with one line for each part.  A kernel test that was
+skipped, or a part that ran no test, is a failure: nothing is left out silently.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tests import lab
@@ -28,6 +33,7 @@ WITHOUT_TLS = "6.12-notls"
 DEFECTIVE = "6.1-main"
 HOST = "this machine"
 TIMEOUT = 3600.0
+PRINTING = threading.Lock()
 
 
 @dataclass
@@ -63,17 +69,26 @@ class Part:
         self.report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", *self.paths, f"--junitxml={self.report}"]
         command += ["-p", "no:cacheprovider", "-q", *arguments]
-        print(f"\n==== {self.name}, {self.kernel}\n", flush=True)
         begin = time.monotonic()
         if self.kernel == HOST:
+            print(f"\n==== {self.name}, {self.kernel}\n", flush=True)
             self.status = subprocess.run(command, cwd=ROOT, check=False).returncode
         else:
-            try:
-                self.status = lab.run(self.kernel, command, timeout=TIMEOUT)
-            except lab.LabError as e:
-                print(f"lab: {e}", file=sys.stderr)
+            self.run_in_lab(command)
         self.seconds = time.monotonic() - begin
         self.counts = read_counts(self.report)
+
+    def run_in_lab(self, command: list[str]) -> None:
+        failure = ""
+        with tempfile.TemporaryFile() as output:
+            try:
+                self.status = lab.run(self.kernel, command, timeout=TIMEOUT, output=output)
+            except lab.LabError as e:
+                failure = f"lab: {e}\n"
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        with PRINTING:
+            print(f"\n==== {self.name}, {self.kernel}\n\n{text}{failure}", flush=True)
 
 
 def read_counts(report: pathlib.Path) -> dict[str, int]:
@@ -120,11 +135,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kernel", action="append", default=[], metavar="NAME|PATH")
     parser.add_argument("--no-host", action="store_true", help="only the kernel tests")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
     options, arguments = parser.parse_known_args()
     RESULTS.mkdir(exist_ok=True)
     parts = plan(options.kernel, host=not options.no_host)
-    for part in parts:
-        part.run(arguments)
+    guests = [part for part in parts if part.kernel != HOST]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for part in parts:
+            if part not in guests:
+                part.run(arguments)
+        list(pool.map(lambda part: part.run(arguments), guests))
     print(
         f"\n{'part':<20}{'kernel':<14}{'passed':>7}{'failed':>7}{'skipped':>8}{'xfail':>6}{'s':>6}"
     )

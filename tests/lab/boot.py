@@ -81,16 +81,18 @@ def run(
     env: Mapping[str, str] | None = None,
     writable: Sequence[Path] = (),
     cwd: Path | None = None,
+    output: BinaryIO | None = None,
 ) -> int:
     """Run `command` on the kernel of that name (or path) and return its exit status.
 
-    Output appears on this process's stdout and stderr. Raises LabError if the lab cannot do it.
+    Output appears on this process's stdout and stderr, or all of it in `output`. Raises LabError if
+    the lab cannot do it.
     """
     require_all()
     with obtain(kernel) as found:
         return boot(
             found, command, memory=memory, cpus=cpus, icount=icount, timeout=timeout, env=env,
-            writable=writable, cwd=cwd,
+            writable=writable, cwd=cwd, stdout=output, stderr=output,
         ).status  # fmt: skip
 
 
