@@ -17,7 +17,7 @@ from pyktls.ciphers import TLS_1_3
 from support import bad_input, kernel, records
 
 SETTINGS = settings(
-    max_examples=40,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
