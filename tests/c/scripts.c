@@ -93,6 +93,9 @@ ssize_t test_recvmsg(int fd, struct msghdr *message, int flags) {
     size_t done = 0;
     for (size_t i = 0; i < script->buffers && done < script->data_size; i++) {
         size_t part = least(message->msg_iov[i].iov_len, script->data_size - done);
+        if (part == 0) {
+            continue;
+        }
         memcpy(message->msg_iov[i].iov_base, (const char *)script->data + done, part);
         done += part;
     }

@@ -31,17 +31,17 @@ struct receive_script {
     const void *data;
     size_t data_size; /* goes into the buffers, as far as they reach, and is returned */
     int msg_flags;
-    int has_control;    /* a control message comes along: */
-    int level, type;    /* */
-    const void *inside; /* its data, */
+    int has_control; /* a control message comes along, of this level and type */
+    int level, type;
+    const void *inside; /* what is in it */
     size_t inside_size;
-    size_t cut_to;      /* and, if not 0, what is left of its header and data by msg_controllen */
-    size_t claimed_size; /* if not 0, cmsg_len instead of the right one */
+    size_t cut_to;       /* if not 0, the msg_controllen that is left of it */
+    size_t claimed_size; /* if not 0, its cmsg_len, instead of the right one */
 
     int calls, fd, flags;
-    size_t buffers;       /* how many there were */
-    void *buffer[8];      /* where, */
-    size_t buffer_size[8]; /* and how long */
+    size_t buffers; /* how many there were; the first of them: where and how long */
+    void *buffer[8];
+    size_t buffer_size[8];
     size_t control_room;
     int has_name;
 };

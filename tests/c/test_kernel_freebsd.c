@@ -269,6 +269,32 @@ static void receive_through_the_common_interface(void) {
     CHECK_INT(flags, 0);
 }
 
+static void receive_into_several_buffers(void) {
+    unsigned char first[3], second[8];
+    const struct iovec parts[] = {{first, 3}, {second, 8}};
+    script_record();
+    on_recvmsg.msg_flags = MSG_EOR;
+    memset(second, 0xee, sizeof(second));
+    type = flags = 12345;
+    CHECK_INT(pyktls_recv_record_vector(7, parts, 2, MSG_PEEK, &type, &flags), 4);
+    CHECK_BYTES(first, "dat", 3);
+    CHECK_BYTES(second, "a", 1);
+    CHECK_ALL(second + 1, 0xee, 7);
+    CHECK_INT(type, 21);
+    CHECK_INT(flags, MSG_EOR);
+    CHECK_INT(on_recvmsg.fd, 7);
+    CHECK_INT(on_recvmsg.flags, MSG_PEEK);
+    CHECK_INT(on_recvmsg.buffers, 2);
+    on_recvmsg.msg_flags = MSG_CTRUNC;
+    CHECK_INT(pyktls_recv_record_vector(7, parts, 2, 0, &type, &flags), -EPROTO);
+    CHECK_INT(type, PYKTLS_NO_RECORD_TYPE);
+    reset_scripts();
+    CHECK_INT(pyktls_recv_record_vector(7, parts, (size_t)INT_MAX + 1, 0, &type, &flags),
+              -EMSGSIZE);
+    CHECK_INT(pyktls_recv_record_vector(7, parts, SIZE_MAX, 0, &type, &flags), -EMSGSIZE);
+    CHECK_INT(on_recvmsg.calls, 0);
+}
+
 /* ---- sending --------------------------------------------------------------------------------- */
 
 static void send_without_type(void) {
@@ -474,6 +500,7 @@ static const struct test tests[] = {
     TEST(receive_with_a_lost_control_message),
     TEST(receive_with_another_control_message),
     TEST(receive_through_the_common_interface),
+    TEST(receive_into_several_buffers),
     TEST(send_without_type),
     TEST(send_with_every_type),
     TEST(send_refuses_what_the_kernel_would_mangle),

@@ -202,18 +202,64 @@ static void receive_with_another_control_message(void) {
 static void receive_with_a_cut_control_message(void) {
     /* MSG_CTRUNC: the header is there and its byte is not, or not even the header. */
     unsigned char byte = 21;
-    for (size_t left = 1; left <= CMSG_LEN(0); left++) {
+    for (size_t left = 0; left <= CMSG_LEN(0); left++) {
         reset_scripts();
         script_control(&byte);
+        on_recvmsg.has_control = left > 0;
         on_recvmsg.cut_to = left;
         on_recvmsg.claimed_size = left;
-        on_recvmsg.msg_flags = MSG_CTRUNC;
+        on_recvmsg.msg_flags = MSG_CTRUNC | MSG_EOR;
         on_recvmsg.data = "data";
         on_recvmsg.data_size = 4;
-        CHECK_INT(receive(32), 4);
+        CHECK_INT(receive(32), -EPROTO);
         CHECK_INT(type, PYKTLS_NO_RECORD_TYPE);
-        CHECK_INT(flags, MSG_CTRUNC);
+        CHECK_INT(flags, 0);
     }
+    /* Another one was cut, and the type is there. */
+    reset_scripts();
+    script_control(&byte);
+    on_recvmsg.msg_flags = MSG_CTRUNC;
+    on_recvmsg.data = "data";
+    on_recvmsg.data_size = 4;
+    CHECK_INT(receive(32), 4);
+    CHECK_INT(type, 21);
+    CHECK_INT(flags, MSG_CTRUNC);
+    /* A header that claims too little has no byte, cut or not. */
+    reset_scripts();
+    script_control(&byte);
+    on_recvmsg.claimed_size = CMSG_LEN(0);
+    CHECK_INT(receive(32), 0);
+    CHECK_INT(type, PYKTLS_NO_RECORD_TYPE);
+}
+
+static void receive_into_several_buffers(void) {
+    unsigned char byte = 23, first[3], second[8];
+    const struct iovec parts[] = {{first, 3}, {NULL, 0}, {second, 8}};
+    reset_scripts();
+    script_control(&byte);
+    on_recvmsg.msg_flags = MSG_EOR;
+    on_recvmsg.data = "abcdef";
+    on_recvmsg.data_size = 6;
+    memset(second, 0xee, sizeof(second));
+    type = flags = 12345;
+    CHECK_INT(pyktls_recv_record_vector(7, parts, 3, MSG_PEEK, &type, &flags), 6);
+    CHECK_BYTES(first, "abc", 3);
+    CHECK_BYTES(second, "def", 3);
+    CHECK_ALL(second + 3, 0xee, 5);
+    CHECK_INT(type, 23);
+    CHECK_INT(flags, MSG_EOR);
+    CHECK_INT(on_recvmsg.calls, 1);
+    CHECK_INT(on_recvmsg.fd, 7);
+    CHECK_INT(on_recvmsg.flags, MSG_PEEK);
+    CHECK_INT(on_recvmsg.buffers, 3);
+    CHECK_INT(on_recvmsg.control_room, CMSG_SPACE(1));
+    on_recvmsg.error = EINTR;
+    CHECK_INT(pyktls_recv_record_vector(7, parts, 3, 0, &type, &flags), -EINTR);
+    CHECK_INT(type, PYKTLS_NO_RECORD_TYPE);
+    CHECK_INT(flags, 0);
+    reset_scripts();
+    CHECK_INT(pyktls_recv_record_vector(7, NULL, 0, 0, &type, &flags), 0);
+    CHECK_INT(on_recvmsg.buffers, 0);
 }
 
 /* ---- sending --------------------------------------------------------------------------------- */
@@ -293,6 +339,7 @@ static const struct test tests[] = {
     TEST(receive_part_of_a_record),
     TEST(receive_with_another_control_message),
     TEST(receive_with_a_cut_control_message),
+    TEST(receive_into_several_buffers),
     TEST(send_without_type),
     TEST(send_with_every_type),
     TEST(send_nothing),
