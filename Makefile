@@ -7,20 +7,23 @@ SETUP   = PYTHON=$(PYTHON) PYKTLS_VENV=$(VENV) tests/setup.sh
 # make demo KERNEL="6.12 7.3", make test KERNEL=path/to/bzImage
 KERNEL ?=
 KERNELS = $(foreach k,$(KERNEL),--kernel $(k))
-# What compiles here: `make cross` compiles the other system's file.
-C_FILES = $(filter-out csrc/kernel_freebsd.c,$(wildcard csrc/*.c))
+C_FILES = $(wildcard csrc/*.c)
+C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
+# The other system's file, on the fake of its calls; `make cross` has the real headers.
+FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test test-freebsd abi cross test-all wheel lint format clean
+.PHONY: help demo test test-c test-freebsd abi cross test-all wheel lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
 	@echo 'make test      the whole test suite, on this kernel or in the lab'
+	@echo 'make test-c    what is in C: two compilers, sanitizers, valgrind, and no key left in memory'
 	@echo 'make test-freebsd  what concerns FreeBSD: on FreeBSD its kernel, elsewhere a fake of it'
 	@echo 'make cross     compiles and links for FreeBSD, with every number held to its headers'
 	@echo 'make abi       holds the numbers of Linux to the header of Linux 7.3'
 	@echo 'make test-all  the same with every Python and every variant there is'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
-	@echo 'make lint      ruff, mypy --strict, the C compiler with -Werror'
+	@echo 'make lint      ruff, mypy --strict, gcc and clang with -Werror, clang-tidy, cppcheck'
 	@echo 'make clean     remove what was built'
 	@echo
 	@echo 'The lab boots real kernels in QEMU where this one has no TLS; KERNEL="6.1 7.3" chooses.'
@@ -32,6 +35,11 @@ demo:
 test:
 	$(SETUP) lab,test
 	$(PY) -m tests.run $(KERNELS) $(ARGS)
+
+# ARGS="gcc valgrind" chooses runs; ARGS=--allow-missing passes over what is not installed.
+test-c:
+	$(SETUP) c
+	$(PYTHON) tests/c/run.py $(ARGS)
 
 # Two processes: tests/freebsd brings its own build of the package where this is not FreeBSD.
 test-freebsd:
@@ -53,22 +61,30 @@ abi:
 			-isystem $$include -isystem $$include/x86_64-linux-gnu csrc/$$file; \
 	done
 
-test-all: lint abi test cross demo wheel
+test-all: lint test-c abi test cross demo wheel
 
 wheel:
 	PYTHON=$(PYTHON) wheels/build.sh dist
 
+# cppcheck is not given the files that only compare headers: there is no code in them.
 lint:
 	$(SETUP) lint,lab,test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases tests/lab tests/run.py tests/demo.py
-	set -e; for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
-	for file in $(C_FILES); do \
-		echo $$cc $$file; \
-		$$cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Werror -O2 -fsyntax-only $$file; \
-	done; done
+	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
+		tests/lab tests/c tests/run.py tests/demo.py
+	@set -e; for file in $(C_FILES); do \
+		flags="$(C_FLAGS)"; \
+		case $$file in *kernel_freebsd.c) flags="$$flags $(FREEBSD)";; esac; \
+		echo gcc, clang and clang-tidy: $$file; \
+		for cc in gcc clang; do \
+			$$cc $$flags -Wall -Wextra -Wconversion -Werror -O2 -c -o /dev/null $$file; \
+		done; \
+		clang-tidy --quiet $$file -- $$flags; \
+	done
+	cppcheck --quiet --error-exitcode=1 --enable=warning,style,performance,portability \
+		--inline-suppr --std=c11 -Icsrc $(filter-out %_check.c,$(C_FILES))
 
 format:
 	$(VENV)/bin/ruff check --fix .

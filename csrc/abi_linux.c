@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "abi_linux.h"
+#include "wipe.h"
 
 struct layout {
     uint16_t cipher_type;
@@ -69,9 +70,9 @@ int pyktls_linux_pack(void *out, size_t out_size, uint16_t version, uint16_t cip
     unsigned char *bytes = out;
     const struct tls_crypto_info info = {version, cipher_type};
     memcpy(bytes, &info, sizeof(info));
-    memcpy(bytes + layout->salt, iv, layout->salt_size);
-    memcpy(bytes + layout->iv, iv + layout->salt_size, layout->iv_size);
-    memcpy(bytes + layout->key, key, key_length);
+    pyktls_copy_secret(bytes + layout->salt, iv, layout->salt_size);
+    pyktls_copy_secret(bytes + layout->iv, iv + layout->salt_size, layout->iv_size);
+    pyktls_copy_secret(bytes + layout->key, key, key_length);
     for (int i = 7; i >= 0; i--) {
         bytes[layout->rec_seq + i] = (unsigned char)(rec_seq & 0xff);
         rec_seq >>= 8;
@@ -94,9 +95,9 @@ int pyktls_linux_unpack(const void *info, size_t info_size, uint16_t *version,
     const unsigned char *bytes = info;
     *version = head.version;
     *cipher_type = head.cipher_type;
-    memcpy(key, bytes + layout->key, layout->key_size);
-    memcpy(iv, bytes + layout->salt, layout->salt_size);
-    memcpy(iv + layout->salt_size, bytes + layout->iv, layout->iv_size);
+    pyktls_copy_secret(key, bytes + layout->key, layout->key_size);
+    pyktls_copy_secret(iv, bytes + layout->salt, layout->salt_size);
+    pyktls_copy_secret(iv + layout->salt_size, bytes + layout->iv, layout->iv_size);
     *rec_seq = 0;
     for (int i = 0; i < 8; i++) {
         *rec_seq = *rec_seq << 8 | bytes[layout->rec_seq + i];

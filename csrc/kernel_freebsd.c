@@ -51,6 +51,7 @@ int pyktls_freebsd_set_tx_mode(int fd, int mode) {
 
 union receive_control {
     struct cmsghdr header; /* for the alignment */
+    /* cppcheck-suppress unusedStructMember ; for the size */
     unsigned char space[CMSG_SPACE(sizeof(struct tls_get_record))];
 };
 
@@ -63,7 +64,7 @@ static ssize_t receive(int fd, const struct iovec *iov, size_t iov_count, int fl
     }
     memset(&message, 0, sizeof(message));
     message.msg_iov = (struct iovec *)iov;
-    message.msg_iovlen = (int)iov_count;
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))iov_count; /* int */
     message.msg_control = &control;
     message.msg_controllen = sizeof(control);
 
@@ -101,7 +102,8 @@ ssize_t pyktls_freebsd_recv(int fd, void *buffer, size_t size, int flags, int *r
 
 ssize_t pyktls_recv_record_vector(int fd, const struct iovec *iov, size_t iov_count, int flags,
                                   int *record_type, int *msg_flags) {
-    int version, length;
+    int version;
+    int length;
     return receive(fd, iov, iov_count, flags, record_type, &version, &length, msg_flags);
 }
 
@@ -113,6 +115,7 @@ ssize_t pyktls_recv_record(int fd, void *buffer, size_t size, int flags, int *re
 
 union send_control {
     struct cmsghdr header; /* for the alignment */
+    /* cppcheck-suppress unusedStructMember ; for the size */
     unsigned char space[CMSG_SPACE(1)];
 };
 
@@ -125,7 +128,7 @@ ssize_t pyktls_send_record(int fd, const struct iovec *iov, size_t iov_count, in
     }
     memset(&message, 0, sizeof(message));
     message.msg_iov = (struct iovec *)iov;
-    message.msg_iovlen = (int)iov_count;
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))iov_count; /* int */
     if (record_type != PYKTLS_NO_RECORD_TYPE) {
         /*
          * The kernel would take 0, and in TLS 1.3 that is lost: the receiver strips zeros from the

@@ -116,7 +116,11 @@ struct chain {
 
 static void free_tap(void *parent, void *pointer, void *ex_data, int index, long argument_long,
                      void *argument_pointer) {
-    (void)parent, (void)ex_data, (void)index, (void)argument_long, (void)argument_pointer;
+    (void)parent;
+    (void)ex_data;
+    (void)index;
+    (void)argument_long;
+    (void)argument_pointer;
     if (pointer != NULL) {
         pyktls_wipe(pointer, sizeof(struct tap));
         free(pointer);
@@ -125,7 +129,11 @@ static void free_tap(void *parent, void *pointer, void *ex_data, int index, long
 
 static void free_chain(void *parent, void *pointer, void *ex_data, int index, long argument_long,
                        void *argument_pointer) {
-    (void)parent, (void)ex_data, (void)index, (void)argument_long, (void)argument_pointer;
+    (void)parent;
+    (void)ex_data;
+    (void)index;
+    (void)argument_long;
+    (void)argument_pointer;
     free(pointer);
 }
 
@@ -159,21 +167,37 @@ static int hex_digit(char c) {
     return -1;
 }
 
-/* Returns the number of bytes, 0 where `hex` is no even row of at most 2 * room digits. */
-static int32_t take_hex(unsigned char *out, size_t room, const char *hex) {
-    size_t digits = strlen(hex);
-    if (digits % 2 != 0 || digits / 2 > room) {
-        return 0;
+/*
+ * What follows the last space of a line, NULL where there is none.  Not strrchr(3), nor strlen(3)
+ * below: they take the digits through vector registers (wipe.h).
+ */
+static const volatile char *last_field(const char *line) {
+    const volatile char *field = NULL;
+    for (const volatile char *c = line; *c != '\0'; c++) {
+        if (*c == ' ') {
+            field = c + 1;
+        }
     }
-    for (size_t i = 0; i < digits / 2; i++) {
-        int high = hex_digit(hex[2 * i]);
-        int low = hex_digit(hex[2 * i + 1]);
-        if (high < 0 || low < 0) {
+    return field;
+}
+
+/*
+ * Returns the number of bytes, 0 where `hex` is no even row of at most 2 * room digits.  What `out`
+ * held before is gone in any case.
+ */
+static int32_t take_hex(unsigned char *out, size_t room, const volatile char *hex) {
+    int32_t size = 0;
+    pyktls_wipe(out, room);
+    for (; hex[0] != '\0'; hex += 2) {
+        int high = hex_digit(hex[0]);
+        int low = high < 0 ? -1 : hex_digit(hex[1]);
+        if (low < 0 || (size_t)size == room) {
+            pyktls_wipe(out, room);
             return 0;
         }
-        out[i] = (unsigned char)(high << 4 | low);
+        out[size++] = (unsigned char)(high << 4 | low);
     }
-    return (int32_t)(digits / 2);
+    return size;
 }
 
 static int begins_with(const char *line, const char *label) {
@@ -185,11 +209,11 @@ static void on_keylog(const void *ssl, const char *line) {
     if (of_server || begins_with(line, "CLIENT_TRAFFIC_SECRET_")) {
         /* None if the message callback has not seen a record: the counts would be wrong. */
         struct tap *tap = openssl.SSL_get_ex_data(ssl, openssl.connection_index);
-        const char *hex = strrchr(line, ' ');
+        const volatile char *hex = last_field(line);
         if (tap != NULL && hex != NULL) {
             int written_by_us = of_server == (openssl.SSL_is_server(ssl) != 0);
             struct pyktls_tap_half *half = written_by_us ? &tap->write : &tap->read;
-            half->secret_length = take_hex(half->secret, sizeof(half->secret), hex + 1);
+            half->secret_length = take_hex(half->secret, sizeof(half->secret), hex);
             half->sequence = 0;
             half->handshake_bytes = 0;
             half->live = 1;
@@ -247,7 +271,8 @@ static int server_hello_has(const unsigned char *message, size_t size, unsigned 
 
 static void on_message(int write, int version, int content_type, const void *data, size_t size,
                        void *ssl, void *argument) {
-    (void)version, (void)argument; /* `version` is the record's, which TLS 1.3 froze at 1.2 */
+    (void)version; /* the record's, which TLS 1.3 froze at 1.2 */
+    (void)argument;
     struct tap *tap = tap_of(ssl);
     if (tap == NULL) {
         return;
@@ -363,6 +388,7 @@ int pyktls_tap_watch(void *ssl_ctx) {
         openssl.SSL_CTX_set_info_callback(ssl_ctx, on_info);
     }
     openssl.SSL_CTX_set_msg_callback(ssl_ctx, on_message);
+    /* cppcheck-suppress memleak ; the context has it now, and free_chain frees it */
     return PYKTLS_TAP_OK;
 }
 
@@ -377,8 +403,8 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
     if (tap != NULL && !tap->broken && chain_of(context) != NULL) {
         out->watched = 1;
         out->encrypt_then_mac = tap->server_hello_seen ? tap->encrypt_then_mac : -1;
-        out->read = tap->read;
-        out->write = tap->write;
+        pyktls_copy_secret(&out->read, &tap->read, sizeof(out->read));
+        pyktls_copy_secret(&out->write, &tap->write, sizeof(out->write));
     }
     out->keylog_replaced = openssl.SSL_CTX_get_keylog_callback(context) != on_keylog;
     out->version = openssl.SSL_version(ssl);

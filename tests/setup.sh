@@ -3,6 +3,9 @@
 #
 #   tests/setup.sh [EXTRA,...]      extras of pyproject.toml; default: lab
 #
+# With `lint` among them also what checks the C files: clang, clang-tidy, cppcheck, valgrind.  The
+# word `c` instead of extras is for these alone, and makes no virtual environment.
+#
 # On Debian and Ubuntu missing system packages are installed with apt-get, as root or through sudo.
 # Where nothing is missing, nothing is installed and root is not needed.  PYTHON names the
 # interpreter to use (3.11 or later), PYKTLS_VENV another place for the virtual environment.
@@ -44,6 +47,15 @@ if ! own_kernel_has_tls 2>/dev/null; then
     need busybox-static command -v busybox
     need file command -v file
 fi
+case ",$extras," in *,lint,* | ,c,)
+    need clang command -v clang
+    need libclang-rt-dev sh -c \
+        'echo "int main(void){}" | clang -fsanitize=address,undefined -x c -o /dev/null -'
+    need clang-tidy command -v clang-tidy
+    need cppcheck command -v cppcheck
+    need valgrind command -v valgrind
+    ;;
+esac
 
 if [ -n "$missing" ]; then
     sudo=""
@@ -59,5 +71,6 @@ if [ -n "$missing" ]; then
         install --no-install-recommends $missing
 fi
 
+[ "$extras" != c ] || exit 0
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".[$extras]"

@@ -1,0 +1,184 @@
+/* The functions of OpenSSL that csrc/openssl_tap.c looks up: see fake_libssl.h. */
+#include "fake_libssl.h"
+
+#include <string.h>
+
+#define CLASSES 2
+#define GET_KTLS_SEND 73
+#define GET_KTLS_RECV 76
+
+int fake_refused_class = -1;
+int fake_misuse;
+
+static ex_free_function free_functions[CLASSES][EX_DATA];
+static int used[CLASSES] = {1, 1}; /* 0 is the application's own */
+
+static void free_ex_data(int class, void *parent, void **ex_data) {
+    for (int i = 0; i < used[class]; i++) { /* where there is none it is called with NULL */
+        if (free_functions[class][i] != NULL) {
+            free_functions[class][i](parent, ex_data[i], ex_data, i, 0, NULL);
+        }
+    }
+}
+
+void fake_ssl_init(struct fake_ssl *ssl, struct fake_ctx *ctx) {
+    memset(ssl, 0, sizeof(*ssl));
+    ssl->ctx = ctx;
+    ssl->message = ctx->message;
+    ssl->key_update = -1;
+}
+
+void fake_ssl_free(struct fake_ssl *ssl) {
+    free_ex_data(0, ssl, ssl->ex_data);
+}
+
+void fake_ctx_free(struct fake_ctx *ctx) {
+    free_ex_data(1, ctx, ctx->ex_data);
+}
+
+/*
+ * The types are those that the callers use, not OpenSSL's: a sanitizer compares them at each call
+ * through a pointer.
+ */
+#define SSL(pointer) ((struct fake_ssl *)(pointer))
+#define CTX(pointer) ((struct fake_ctx *)(pointer))
+#define BIO(pointer) ((struct fake_bio *)(pointer))
+#define SESSION(pointer) ((struct fake_session *)(pointer))
+
+#define GETTER(name, type, expression)                                                             \
+    type name(const void *object);                                                                 \
+    type name(const void *object) {                                                                \
+        return expression;                                                                         \
+    }
+
+int CRYPTO_get_ex_new_index(int class, long argument_long, void *argument_pointer,
+                            void *new_function, void *dup_function, ex_free_function free_function);
+int CRYPTO_get_ex_new_index(int class, long argument_long, void *argument_pointer,
+                            void *new_function, void *dup_function,
+                            ex_free_function free_function) {
+    (void)argument_long, (void)argument_pointer, (void)new_function, (void)dup_function;
+    if (class == fake_refused_class || used[class] == EX_DATA) {
+        return -1;
+    }
+    free_functions[class][used[class]] = free_function;
+    return used[class]++;
+}
+
+void *SSL_CTX_get_ex_data(const void *ctx, int index);
+void *SSL_CTX_get_ex_data(const void *ctx, int index) {
+    return CTX(ctx)->ex_data[index];
+}
+
+int SSL_CTX_set_ex_data(void *ctx, int index, void *data);
+int SSL_CTX_set_ex_data(void *ctx, int index, void *data) {
+    if (CTX(ctx)->refuses_ex_data) {
+        return 0;
+    }
+    CTX(ctx)->ex_data[index] = data;
+    return 1;
+}
+
+void *SSL_get_ex_data(const void *ssl, int index);
+void *SSL_get_ex_data(const void *ssl, int index) {
+    return SSL(ssl)->ex_data[index];
+}
+
+int SSL_set_ex_data(void *ssl, int index, void *data);
+int SSL_set_ex_data(void *ssl, int index, void *data) {
+    if (SSL(ssl)->refuses_ex_data) {
+        return 0;
+    }
+    SSL(ssl)->ex_data[index] = data;
+    return 1;
+}
+
+void SSL_CTX_set_keylog_callback(void *ctx, keylog_function function);
+void SSL_CTX_set_keylog_callback(void *ctx, keylog_function function) {
+    CTX(ctx)->keylog = function;
+}
+
+void SSL_CTX_set_msg_callback(void *ctx, message_function function);
+void SSL_CTX_set_msg_callback(void *ctx, message_function function) {
+    CTX(ctx)->message = function;
+}
+
+void SSL_CTX_set_info_callback(void *ctx, info_function function);
+void SSL_CTX_set_info_callback(void *ctx, info_function function) {
+    CTX(ctx)->info = function;
+}
+
+void SSL_set_msg_callback(void *ssl, message_function function);
+void SSL_set_msg_callback(void *ssl, message_function function) {
+    SSL(ssl)->message = function;
+}
+
+void SSL_set_shutdown(void *ssl, int mode);
+void SSL_set_shutdown(void *ssl, int mode) {
+    SSL(ssl)->shutdown = mode;
+}
+
+GETTER(SSL_CTX_get_options, uint64_t, CTX(object)->options)
+GETTER(SSL_CTX_get_keylog_callback, keylog_function, CTX(object)->keylog)
+GETTER(SSL_CTX_get_info_callback, info_function, CTX(object)->info)
+GETTER(SSL_get_SSL_CTX, void *, SSL(object)->ctx)
+GETTER(SSL_version, int, SSL(object)->version)
+GETTER(SSL_is_server, int, SSL(object)->server)
+GETTER(SSL_in_init, int, SSL(object)->in_init)
+GETTER(SSL_get_shutdown, int, SSL(object)->shutdown)
+GETTER(SSL_pending, int, SSL(object)->pending)
+GETTER(SSL_get_key_update_type, int, SSL(object)->key_update)
+GETTER(SSL_get_rbio, void *, SSL(object)->read_bio)
+GETTER(SSL_get_wbio, void *, SSL(object)->write_bio)
+GETTER(SSL_get_current_cipher, const void *, SSL(object)->cipher == 0 ? NULL : &SSL(object)->cipher)
+GETTER(SSL_CIPHER_get_protocol_id, uint16_t, *(const uint16_t *)object)
+GETTER(SSL_get_current_compression, const void *, SSL(object)->compressed ? "zlib" : NULL)
+GETTER(SSL_get_early_data_status, int, SSL(object)->early_data)
+GETTER(SSL_get_session, void *, SSL(object)->session)
+GETTER(SSL_SESSION_get_max_fragment_length, uint8_t, SESSION(object)->max_fragment)
+
+static size_t copy_out(unsigned char *out, size_t room, const unsigned char *from, size_t size) {
+    if (room == 0) {
+        return size; /* as OpenSSL: it asks for the length */
+    }
+    size = room < size ? room : size;
+    /* Byte by byte, for test_wipe.c: what the real one leaves in registers is not ours to test. */
+    for (size_t i = 0; i < size; i++) {
+        ((volatile unsigned char *)out)[i] = from[i];
+    }
+    return size;
+}
+
+size_t SSL_get_client_random(const void *ssl, unsigned char *out, size_t room);
+size_t SSL_get_client_random(const void *ssl, unsigned char *out, size_t room) {
+    return copy_out(out, room, SSL(ssl)->client_random, 32);
+}
+
+size_t SSL_get_server_random(const void *ssl, unsigned char *out, size_t room);
+size_t SSL_get_server_random(const void *ssl, unsigned char *out, size_t room) {
+    return copy_out(out, room, SSL(ssl)->server_random, 32);
+}
+
+size_t SSL_SESSION_get_master_key(const void *session, unsigned char *out, size_t room);
+size_t SSL_SESSION_get_master_key(const void *session, unsigned char *out, size_t room) {
+    return copy_out(out, room, SESSION(session)->master, SESSION(session)->master_length);
+}
+
+uint64_t BIO_number_read(void *bio);
+uint64_t BIO_number_read(void *bio) {
+    return BIO(bio)->read;
+}
+
+uint64_t BIO_number_written(void *bio);
+uint64_t BIO_number_written(void *bio) {
+    return BIO(bio)->written;
+}
+
+long BIO_ctrl(void *bio, int command, long argument, void *pointer);
+long BIO_ctrl(void *bio, int command, long argument, void *pointer) {
+    int known = command == GET_KTLS_SEND || command == GET_KTLS_RECV;
+    if (argument != 0 || pointer != NULL || !known) {
+        fake_misuse++;
+        return 0;
+    }
+    return command == GET_KTLS_SEND ? BIO(bio)->ktls_send : BIO(bio)->ktls_recv;
+}

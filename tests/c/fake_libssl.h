@@ -1,0 +1,63 @@
+/*
+ * An OpenSSL without TLS: its objects are these structs, which the test fills and calls back from.
+ * All that csrc/openssl_tap.c looks up is there (fake_libssl.c), and answers from them.
+ */
+#ifndef FAKE_LIBSSL_H
+#define FAKE_LIBSSL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define EX_DATA 16
+
+typedef void (*keylog_function)(const void *ssl, const char *line);
+typedef void (*message_function)(int write, int version, int content_type, const void *data,
+                                 size_t size, void *ssl, void *argument);
+typedef void (*info_function)(const void *ssl, int where, int result);
+typedef void (*ex_free_function)(void *parent, void *pointer, void *ex_data, int index,
+                                 long argument_long, void *argument_pointer);
+
+struct fake_ctx {
+    uint64_t options;
+    keylog_function keylog;
+    message_function message;
+    info_function info;
+    void *ex_data[EX_DATA];
+    int refuses_ex_data;
+};
+
+struct fake_bio {
+    uint64_t read, written;
+    long ktls_send, ktls_recv;
+};
+
+struct fake_session {
+    uint8_t max_fragment;
+    unsigned char master[48];
+    size_t master_length;
+};
+
+struct fake_ssl {
+    struct fake_ctx *ctx;
+    message_function message;
+    void *ex_data[EX_DATA];
+    int refuses_ex_data;
+    int version, server, in_init, shutdown, pending, key_update, early_data;
+    uint16_t cipher; /* 0: none yet */
+    int compressed;
+    unsigned char client_random[32], server_random[32];
+    struct fake_bio *read_bio, *write_bio;
+    struct fake_session *session;
+};
+
+/* Which class of ex_data gets no index: 0 connections, 1 contexts, -1 none is refused. */
+extern int fake_refused_class;
+/* Calls that must never be made: a BIO control that is not a question. */
+extern int fake_misuse;
+
+/* As SSL_new and SSL_free: the context's callback is copied, the ex_data freed. */
+void fake_ssl_init(struct fake_ssl *ssl, struct fake_ctx *ctx);
+void fake_ssl_free(struct fake_ssl *ssl);
+void fake_ctx_free(struct fake_ctx *ctx);
+
+#endif
