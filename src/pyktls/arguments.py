@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+
 from .errors import InvalidType, InvalidValue
 
-__all__ = ["flags", "integer"]
+__all__ = ["buffer_view", "buffer_views", "flags", "integer", "size"]
 
 
 def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str = "") -> int:
@@ -17,6 +19,39 @@ def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str 
     if not lowest <= value <= highest:
         raise InvalidValue(f"{name} must be {bounds or f'from {lowest} to {highest}'}, not {value}")
     return value
+
+
+def size(value: object, call: str, what: str = "buffersize") -> int:
+    """A number of bytes, as the methods of a socket take it: anything that is an integer."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidType(f"{what} must be an int, not {type(value).__name__}") from None
+    if number < 0:
+        raise InvalidValue(f"negative {what} in {call}")
+    if number > 2**63 - 1:
+        raise InvalidValue(f"{what} is too large in {call}")
+    return number
+
+
+def buffer_view(value: object, *, writable: bool = False) -> memoryview:
+    """The bytes of a buffer; to be released, or used in a ``with`` statement."""
+    try:
+        view = memoryview(value).cast("B")  # type: ignore[arg-type]
+    except (TypeError, BufferError) as e:
+        raise InvalidType(str(e)) from None
+    if writable and view.readonly:
+        raise InvalidType("the buffer to receive into is read-only")
+    return view
+
+
+def buffer_views(values: object, *, writable: bool = False) -> list[memoryview]:
+    """The same of several."""
+    try:
+        items = list(values)  # type: ignore[call-overload]
+    except TypeError as e:
+        raise InvalidType(f"buffers: {e}") from None
+    return [buffer_view(item, writable=writable) for item in items]
 
 
 def flags(value: object) -> int:

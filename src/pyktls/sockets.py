@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import select
 import socket
@@ -223,8 +222,8 @@ class KTLSSocket(socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive at most ``bufsize`` bytes; ``b""`` after the peer's close_notify."""
-        if bufsize < 0:
-            raise InvalidValue("negative buffersize in recv")
+        bufsize = arguments.size(bufsize, "recv")
+        arguments.flags(flags)
         if self._plain(flags) and bufsize:
             with self._receive_lock:
                 if not self._leftover and not self._receive_ended and not self._receive_error:
@@ -239,11 +238,12 @@ class KTLSSocket(socket.socket):
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /) -> int:
         """Receive into ``buffer``; returns the number of bytes, 0 after the peer's close_notify."""
-        if nbytes < 0:
-            raise InvalidValue("negative buffersize in recv_into")
-        with memoryview(buffer).cast("B") as whole, whole[: nbytes or len(whole)] as view:
-            if whole.readonly:
-                raise InvalidType("the buffer to receive into is read-only")
+        nbytes = arguments.size(nbytes, "recv_into")
+        arguments.flags(flags)
+        with (
+            arguments.buffer_view(buffer, writable=True) as whole,
+            whole[: nbytes or len(whole)] as view,
+        ):
             if nbytes > len(whole):
                 raise InvalidValue("buffer too small for requested bytes")
             if not view:
@@ -265,20 +265,16 @@ class KTLSSocket(socket.socket):
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
         """As recv.  There is never ancillary data: record types are dealt with here."""
-        if ancbufsize < 0:
-            raise InvalidValue("negative ancillary data buffer size")
+        arguments.size(ancbufsize, "recvmsg", "ancillary data buffer size")
         return self.recv(bufsize, flags), [], 0, None
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, None]:
         """As recv_into, into the ``buffers`` one after the other."""
-        if ancbufsize < 0:
-            raise InvalidValue("negative ancillary data buffer size")
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        if any(view.readonly for view in views):
-            raise InvalidType("a buffer to receive into is read-only")
-        views = [view for view in views if len(view)]
+        arguments.size(ancbufsize, "recvmsg_into", "ancillary data buffer size")
+        arguments.flags(flags)
+        views = [view for view in arguments.buffer_views(buffers, writable=True) if len(view)]
         with self._receive_lock:
             return self._recv_into_vector(views, flags), [], 0, None
 
@@ -618,14 +614,18 @@ class KTLSSocket(socket.socket):
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         """Send; returns the number of bytes that the kernel took."""
+        if flags != 0:
+            arguments.flags(flags)
         with self._send_lock:
             deadline = self._before_sending()
-            if not memoryview(data).nbytes:
+            if not arguments.buffer_view(data).nbytes:
                 return 0  # no such record can be sent, and none is needed
             return _records.send(self.fileno(), data, flags, _records.NO_RECORD_TYPE, deadline)
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         """Send all of ``data``; on an error nothing tells how much of it was sent."""
+        if flags != 0:
+            arguments.flags(flags)
         with self._send_lock:
             deadline = self._before_sending()
             _records.sendall(self.fileno(), data, flags, deadline)
@@ -639,7 +639,8 @@ class KTLSSocket(socket.socket):
         /,
     ) -> int:
         """Send the ``buffers`` in one call; ancillary data and an address are refused."""
-        if list(ancdata):
+        arguments.flags(flags)
+        if not hasattr(ancdata, "__iter__") or list(ancdata):
             raise InvalidValue("a KTLSSocket sends no ancillary data: the record type is its own")
         if address is not None:
             raise InvalidValue("a connected socket sends to no other address")
@@ -669,14 +670,18 @@ class KTLSSocket(socket.socket):
         can be; they count.  ``count`` beyond the end of the file means up to its end, and of a file
         that becomes shorter meanwhile comes what there is.
         """
-        self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
+        _check_file(file, offset, count)
+        headers = arguments.buffer_views(headers)
+        trailers = arguments.buffer_views(trailers)
         with self._send_lock:
             self._before_sending()
             try:
                 source = file.fileno()
                 size = os.fstat(source).st_size
-            except (AttributeError, OSError, io.UnsupportedOperation):
+            except (AttributeError, OSError):
                 size = 0
+            except ValueError as e:
+                raise InvalidValue(str(e)) from None  # it is closed
             if self.gettimeout() == 0:
                 raise InvalidValue("non-blocking sockets are not supported")
             if not size:  # no real file, or one like /proc's: read it
@@ -703,7 +708,7 @@ class KTLSSocket(socket.socket):
         for piece in pieces:
             deadline = _records.Deadline(self.gettimeout())
             _records.sendall(self._descriptor(), piece, flags, deadline)
-            total += memoryview(piece).nbytes
+            total += len(memoryview(piece))
         return total
 
     def _send_file_pages(self, source: int, offset: int, left: int) -> Iterator[int]:
@@ -941,6 +946,16 @@ class _Connection:
         self.alpn = ssl_sock.selected_alpn_protocol()
         self.peer = ssl_sock.getpeercert()
         self.peer_der = ssl_sock.getpeercert(binary_form=True)
+
+
+def _check_file(file: Any, offset: int, count: int | None) -> None:
+    arguments.integer("offset", offset, 0, 2**63 - 1, bounds="from 0 to 2**63 - 1")
+    if count is not None:
+        arguments.integer("count", count, 1, 2**63 - 1, bounds="from 1 to 2**63 - 1")
+    if "b" not in getattr(file, "mode", "b"):
+        raise InvalidValue("the file must be opened in binary mode")
+    if not hasattr(file, "read"):
+        raise InvalidType(f"a file is needed, not {type(file).__name__}")
 
 
 def _wait_readable(fd: int, deadline: _records.Deadline) -> None:

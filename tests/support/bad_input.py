@@ -79,6 +79,13 @@ EXCEPT = {
     "KTLSSocket": "made by offload; its methods are in tests/kernel/test_bad_input.py",
 }
 
+#: Methods that send or receive, with arguments that are right as far as they go.
+METHODS = (
+    "recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendall",
+    "sendmsg", "sendto", "sendfile", "splice_to", "splice_from", "getpeercert", "pending",
+    "cipher", "version", "selected_alpn_protocol", "dup",
+)  # fmt: skip
+
 
 def not_covered() -> set[str]:
     """Public names of the package that are neither thrown at nor excepted."""

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support import bad_input
+from pyktls import DirectionKeys, KTLSSocket, Role, Session
+from pyktls.ciphers import SUITES, TLS_1_3
+from support import bad_input, tls
 
 SETTINGS = settings(
     max_examples=60,
@@ -36,3 +38,28 @@ def test_any_arguments(world, name, data):
 
 def test_every_public_function_is_there():
     assert bad_input.not_covered() == set()
+
+
+@pytest.mark.parametrize("name", bad_input.METHODS)
+@SETTINGS
+@given(data=st.data())
+def test_any_arguments_of_a_method(world, name, data):
+    """On a connection without keys: what is wrong with the arguments does not depend on them."""
+    suite = next(s for s in SUITES if s.version == TLS_1_3 and s.aead.key_length == 16)
+    keys = [DirectionKeys(bytes(16), bytes(12), 0, secret=bytes(32)) for _ in range(2)]
+    near, far = tls.tcp_pair()
+    with near, far:
+        sock = KTLSSocket(Session(suite, Role.CLIENT, *keys), near.detach())
+        sock.setblocking(False)
+        far.sendall(b"0123456789")
+        try:
+            bad_input.throw_at_method(world, sock, name, data)
+        finally:
+            sock._send_ended = True  # there is no TLS to end
+            sock.close()
+
+
+def test_every_method_is_there():
+    own = {name for name in vars(KTLSSocket) if not name.startswith("_")}
+    states = {"close_timeout", "ktls", "unwrap", "shutdown", "detach"}  # they end the connection
+    assert own - states == set(bad_input.METHODS)
