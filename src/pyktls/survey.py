@@ -24,7 +24,7 @@ from .status import Mode, cipher_name, mode_by_linux_conf
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .linux.sock_diag import Connection, UlpInfo
+    from .linux.sock_diag import Connection
 
 __all__ = ["Endpoint", "SocketInfo", "TCPState", "sockets"]
 
@@ -122,10 +122,10 @@ def sockets(*, processes: bool = False) -> list[SocketInfo]:
         raise Unavailable("this system has no kernel TLS")
     try:
         found = [
-            _info(connection, connection.ulp)
+            _info(connection)
             for family in (socket.AF_INET, socket.AF_INET6)
             for connection in sock_diag.connections(family)
-            if connection.ulp is not None and connection.ulp.name == "tls"
+            if connection.ulp.name == "tls"
         ]
     except OSError as e:
         raise _unavailable(e) from e
@@ -140,7 +140,8 @@ def sockets(*, processes: bool = False) -> list[SocketInfo]:
     return found
 
 
-def _info(connection: Connection, ulp: UlpInfo) -> SocketInfo:
+def _info(connection: Connection) -> SocketInfo:
+    ulp = connection.ulp
     keys = ulp.version is not None
     state: int = connection.state
     if state in set(TCPState):

@@ -99,7 +99,7 @@ class Connection:
     """One reply: a TCP socket, with numbers as in linux/inet_diag.h and linux/tcp_states.h.
 
     The addresses are (address, port) as text and number; ``interface`` is the index of that which
-    the socket is bound to, or 0.  ``ulp`` is None where the kernel tells of none.
+    the socket is bound to, or 0.
     """
 
     family: int
@@ -111,7 +111,7 @@ class Connection:
     wqueue: int
     uid: int
     inode: int
-    ulp: UlpInfo | None
+    ulp: UlpInfo
 
 
 class _Again(Exception):
@@ -218,8 +218,11 @@ def _parse_ulp_of(body: memoryview) -> UlpInfo | None:
     return None
 
 
-def _parse_connection(body: memoryview) -> Connection:
+def _parse_connection(body: memoryview) -> Connection | None:
+    """None if there is no upper layer protocol: of most connections nothing else is of interest."""
     ulp = _parse_ulp_of(body)
+    if ulp is None:
+        return None
     (
         family, state, _, _, near_port, far_port, near, far, interface, _, _, rqueue, wqueue, uid,
         inode,
@@ -339,12 +342,8 @@ def connections(family: int) -> list[Connection]:
     ``family`` is AF_INET or AF_INET6.  Where the kernel does not tell this caller of protocols the
     list is empty; see ``is_told``.  Raises OSError as ``ulp_info``.
     """
-
-    def with_ulp(body: memoryview) -> Connection | None:
-        found = _parse_connection(body)
-        return found if found.ulp is not None else None
-
-    return [found for found in _ask(_request_all(family), with_ulp, dump=True) if found is not None]
+    answer = _ask(_request_all(family), _parse_connection, dump=True)
+    return [found for found in answer if found is not None]
 
 
 def is_told() -> bool:
