@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from freebsd.wire import ALERT, APP, CBCS, G12, G13, SENDS, T10, Peer
+import pyktls
 from pyktls import _records
 from pyktls import freebsd as system
 from pyktls.errors import InvalidValue, Unavailable
@@ -642,3 +643,9 @@ def test_no_statistics(fake: Any) -> None:
     fake.sysctls.clear()
     with pytest.raises(Unavailable, match="options KERN_TLS"):
         system.statistics()
+
+
+def test_no_list_of_connections_but_a_word_on_what_there_is() -> None:
+    with pytest.raises(Unavailable, match="FreeBSD does not list") as caught:
+        pyktls.sockets()
+    assert "pyktls.freebsd.statistics()" in caught.value.remedy

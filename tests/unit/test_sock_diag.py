@@ -253,9 +253,17 @@ def test_no_answer_is_a_timeout_with_the_calls_name(plays: Any, sock: Any) -> No
 def test_a_flood_of_others_ends(plays: Any, sock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0.0, 1.0)
     monkeypatch.setattr(sock_diag.time, "monotonic", lambda: next(clock))
-    plays([Datagram(b"", sender=1)] * 1000)
+    kernel = plays([Datagram(b"", sender=1)] * 1000)
     with pytest.raises(TimeoutError):
         sock_diag.ulp_info(sock)
+    assert len(kernel.queue) > 900
+
+
+def test_a_long_answer_may_take_its_time(plays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(sock_diag.time, "monotonic", lambda: next(clock))
+    plays([*[Datagram(reply(diag()))] * 100, Datagram(done())])
+    assert len(sock_diag.connections(socket.AF_INET)) == 100
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT])
