@@ -9,7 +9,6 @@ import dataclasses
 import enum
 import errno
 import os
-import pathlib
 import re
 import socket
 from dataclasses import dataclass
@@ -216,7 +215,7 @@ def _owners(inodes: set[int]) -> dict[int, tuple[int, ...]]:
     """The processes that have those sockets open; a socket of which none is seen is left out."""
     names = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, list[int]] = {}
-    for process in sorted(int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()):
+    for process in sorted(int(name) for name in _entries("/proc") if name.isdigit()):
         for inode in {names[link] for link in _open_files(process) if link in names}:
             found.setdefault(inode, []).append(process)
     return {inode: tuple(pids) for inode, pids in found.items()}
@@ -225,12 +224,15 @@ def _owners(inodes: set[int]) -> dict[int, tuple[int, ...]]:
 def _open_files(process: int) -> Iterable[str]:
     """Where the links of /proc/PID/fd lead; none where this process may not look."""
     directory = f"/proc/{process}/fd"
-    try:
-        entries = os.listdir(directory)  # noqa: PTH208  (there may be very many: no objects)
-    except OSError:  # not ours to look at, or it has just ended
-        return
-    for entry in entries:
+    for entry in _entries(directory):
         try:
             yield os.readlink(f"{directory}/{entry}")  # noqa: PTH115
         except OSError:  # closed in the meantime
             continue
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208  (there may be very many: no objects)
+    except OSError:  # not ours to look at, or the process has just ended
+        return []

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from freebsd.wire import ALERT, APP, CBCS, G12, G13, SENDS, T10, Peer
 import pyktls
+from freebsd.wire import ALERT, APP, CBCS, G12, G13, SENDS, T10, Peer
 from pyktls import _records
 from pyktls import freebsd as system
 from pyktls.errors import InvalidValue, Unavailable
