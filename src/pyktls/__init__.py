@@ -9,8 +9,8 @@
     sock.sendfile(file)
 
 ``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``status`` asks the kernel
-whether it is so.  ``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
-``pyktls.lowlevel`` the compiled layer under them.
+whether it is so, ``sockets`` which connections have it.  ``pyktls.linux`` and ``pyktls.freebsd``
+are the kernels' interfaces as they are, ``pyktls.lowlevel`` the compiled layer under them.
 """
 
 from . import freebsd, linux, lowlevel
@@ -29,6 +29,7 @@ from .handoff import extract, watch
 from .session import Direction, DirectionKeys, Role, Session
 from .sockets import KTLSSocket, offload
 from .status import Mode, Status, status
+from .survey import SocketInfo, TCPState, sockets
 from .switch import install
 
 __all__ = [
@@ -45,7 +46,9 @@ __all__ = [
     "RecordError",
     "Role",
     "Session",
+    "SocketInfo",
     "Status",
+    "TCPState",
     "TLSAlert",
     "TruncationError",
     "Unavailable",
@@ -55,6 +58,7 @@ __all__ = [
     "linux",
     "lowlevel",
     "offload",
+    "sockets",
     "status",
     "watch",
 ]

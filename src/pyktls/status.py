@@ -16,7 +16,7 @@ from .errors import InvalidType, InvalidValue
 from .linux.sock_diag import ulp_info
 from .session import Direction
 
-__all__ = ["Mode", "Status", "status"]
+__all__ = ["Mode", "Status", "cipher_name", "mode_by_linux_conf", "status"]
 
 
 class Mode(enum.StrEnum):
@@ -46,6 +46,11 @@ class Status:
     ``openssl_tx`` and ``openssl_rx`` are for an ``ssl.SSLSocket``: whether OpenSSL itself has
     switched that direction (``BIO_get_ktls_send``, ``BIO_get_ktls_recv``).  None for any other
     socket, and where OpenSSL cannot be asked.
+
+    ``zerocopy_ro`` is whether files are sent without a copy (TLS_TX_ZEROCOPY_RO, in effect only
+    where the network card encrypts), ``rx_no_pad`` whether TLS_RX_EXPECT_NO_PAD is on,
+    ``tx_max_payload_len`` the most plaintext that is put into a record (TLS_TX_MAX_PAYLOAD_LEN).
+    They are None while no keys are installed, and where the kernel does not tell.
     """
 
     ulp: str
@@ -55,9 +60,16 @@ class Status:
     rx: Mode
     openssl_tx: bool | None = None
     openssl_rx: bool | None = None
+    zerocopy_ro: bool | None = None
+    rx_no_pad: bool | None = None
+    tx_max_payload_len: int | None = None
 
 
-_CONF = {lib.TLS_CONF_SW: Mode.SOFTWARE, lib.TLS_CONF_HW: Mode.DEVICE}
+_CONF = {
+    lib.TLS_CONF_BASE: Mode.NONE,
+    lib.TLS_CONF_SW: Mode.SOFTWARE,
+    lib.TLS_CONF_HW: Mode.DEVICE,
+}
 _FREEBSD_MODES = {
     freebsd.TCP_TLS_MODE_NONE: Mode.NONE,
     freebsd.TCP_TLS_MODE_SW: Mode.SOFTWARE,
@@ -70,8 +82,8 @@ def status(sock: socket.socket) -> Status:
     """Ask the kernel how it does TLS on ``sock``, whoever switched it on.
 
     Works for any TCP socket, ``ssl.SSLSocket`` included, and needs no privilege; without
-    CAP_NET_ADMIN Linux up to 6.12 does not tell software from NIC (``Mode.KERNEL``).  Raises
-    InvalidType for what is no socket, InvalidValue for a closed one.
+    CAP_NET_ADMIN Linux up to 6.12 does not tell software from NIC (``Mode.KERNEL``), nor the last
+    three fields.  Raises InvalidType for what is no socket, InvalidValue for a closed one.
     """
     if not isinstance(sock, socket.socket):
         raise InvalidType(f"a socket is needed, not {type(sock).__name__}")
@@ -106,7 +118,6 @@ def _ask_linux(sock: socket.socket) -> Status:
     if not found:
         return Status(ulp, None, None, Mode.NONE, Mode.NONE)
     version, cipher_type = next(iter(found.values()))
-    aead = aead_by_linux_type(cipher_type)
     modes = dict.fromkeys(found, Mode.KERNEL)
     try:
         # An SSLSocket's own getpeername is fine, but its methods may want a handshake.
@@ -115,12 +126,26 @@ def _ask_linux(sock: socket.socket) -> Status:
         info = None
     if info is not None:
         for direction, conf in ((Direction.TX, info.tx_conf), (Direction.RX, info.rx_conf)):
-            if direction in modes and conf in _CONF:
-                modes[direction] = _CONF[conf]
+            if direction in modes:  # the keys are there: that was asked of the socket itself
+                modes[direction] = mode_by_linux_conf(conf) or Mode.KERNEL
     return Status(
         ulp,
         version,
-        aead.name if aead is not None else f"cipher {cipher_type}",
+        cipher_name(cipher_type),
         modes.get(Direction.TX, Mode.NONE),
         modes.get(Direction.RX, Mode.NONE),
+        zerocopy_ro=info.zerocopy_ro if info is not None else None,
+        rx_no_pad=info.rx_no_pad if info is not None else None,
+        tx_max_payload_len=info.tx_max_payload_len if info is not None else None,
     )
+
+
+def mode_by_linux_conf(conf: int | None) -> Mode:
+    """The mode for a TLS_CONF_ number of sock_diag."""
+    return _CONF.get(conf, Mode.KERNEL) if conf is not None else Mode.NONE
+
+
+def cipher_name(cipher_type: int) -> str:
+    """The name of the AEAD that Linux gives that number, or the number."""
+    aead = aead_by_linux_type(cipher_type)
+    return aead.name if aead is not None else f"cipher {cipher_type}"

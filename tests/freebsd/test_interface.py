@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import pyktls
 from freebsd.wire import ALERT, APP, CBCS, G12, G13, SENDS, T10, Peer
 from pyktls import _records, linux
 from pyktls import freebsd as system
@@ -671,3 +672,9 @@ def test_linux_calls_are_refused_here(tcp, call):
         Unavailable, match=r"^this system is not Linux; pyktls\.freebsd is for FreeBSD$"
     ):
         call(tcp[0])
+
+
+def test_no_list_of_connections_but_a_word_on_what_there_is() -> None:
+    with pytest.raises(Unavailable, match="FreeBSD does not list") as caught:
+        pyktls.sockets()
+    assert "pyktls.freebsd.statistics()" in caught.value.remedy

@@ -22,6 +22,8 @@ SUITE = kernel.suite(TLS_1_3)
 NOTHING = Status("", None, None, Mode.NONE, Mode.NONE)
 # Of an ssl.SSLSocket OpenSSL is asked as well.
 NEITHER = Status("", None, None, Mode.NONE, Mode.NONE, openssl_tx=False, openssl_rx=False)
+# What the kernel tells besides of a socket with keys, if it tells this caller at all.
+OPTIONS = {"zerocopy_ro": False, "rx_no_pad": False}
 OP_ENABLE_KTLS = 0x8  # in the ssl module from Python 3.12 on
 
 
@@ -36,6 +38,17 @@ def tcp(request):
             far.settimeout(kernel.TIMEOUT)
     with near, far:
         yield near, far
+
+
+def options():
+    """OPTIONS, with what only some kernels have: found by trying (Linux 6.19)."""
+    near, far = tls.tcp_pair()
+    with near, far:
+        linux.set_ulp(near)
+        try:
+            return OPTIONS | {"tx_max_payload_len": linux.get_tx_max_payload_len(near)}
+        except pyktls.Unavailable:
+            return OPTIONS
 
 
 # ---- each state ------------------------------------------------------------------------------
@@ -63,9 +76,11 @@ def test_each_direction(tcp, tx, rx):
     session, _ = kernel.sessions(SUITE)
     pyktls.install(tcp[0], session, tx=tx, rx=rx)
     modes = {True: Mode.SOFTWARE, False: Mode.NONE}
-    assert pyktls.status(tcp[0]) == Status("tls", TLS_1_3, "AES_128_GCM", modes[tx], modes[rx])
+    assert pyktls.status(tcp[0]) == Status(
+        "tls", TLS_1_3, "AES_128_GCM", modes[tx], modes[rx], **options()
+    )
     conf = {True: 2, False: 1}  # TLS_CONF_SW, TLS_CONF_BASE
-    assert ulp_info(tcp[0]) == UlpInfo("tls", TLS_1_3, 51, conf[tx], conf[rx])
+    assert ulp_info(tcp[0]) == UlpInfo("tls", TLS_1_3, 51, conf[tx], conf[rx], **options())
     assert pyktls.status(tcp[1]) == NOTHING
 
 
@@ -88,7 +103,7 @@ def test_ipv6_carries_data(tcp):
 
 def test_the_socket_of_offload_tells_it_too():
     with kernel.offloaded(TLS_1_2, "ECDHE-RSA-AES128-GCM-SHA256") as (sock, peer):
-        expected = Status("tls", TLS_1_2, "AES_128_GCM", Mode.SOFTWARE, Mode.SOFTWARE)
+        expected = Status("tls", TLS_1_2, "AES_128_GCM", Mode.SOFTWARE, Mode.SOFTWARE, **options())
         assert sock.ktls == pyktls.status(sock) == expected
         assert pyktls.status(peer) == NEITHER  # an ssl.SSLSocket
 
@@ -101,6 +116,29 @@ def test_a_connection_that_the_peer_has_closed_still_tells(tcp):
     status = pyktls.status(tcp[0])
     assert status.tx
     assert status.rx
+
+
+def test_options_that_are_set(tcp):
+    session, _ = kernel.sessions(SUITE)
+    pyktls.install(tcp[0], session)
+    kernel.expect_no_pad(tcp[0])
+    expected = options() | {"rx_no_pad": True}
+    if "tx_max_payload_len" in expected:
+        linux.set_tx_max_payload_len(tcp[0], 4096)
+        expected["tx_max_payload_len"] = 4096
+    linux.set_tx_zerocopy_ro(tcp[0], True)  # no effect without a network card that encrypts
+    assert pyktls.status(tcp[0]) == Status(
+        "tls", TLS_1_3, "AES_128_GCM", Mode.SOFTWARE, Mode.SOFTWARE, **expected
+    )
+    assert ulp_info(tcp[0]) == UlpInfo("tls", TLS_1_3, 51, 2, 2, **expected)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="binding to an interface is root's")
+def test_a_socket_that_is_bound_to_an_interface(tcp):
+    tcp[0].setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    session, _ = kernel.sessions(SUITE)
+    pyktls.install(tcp[0], session)
+    assert pyktls.status(tcp[0]).tx is Mode.SOFTWARE
 
 
 def test_sockets_that_have_no_such_protocol():
@@ -142,7 +180,7 @@ with near, far:
     pyktls.install(far, other)
     kernel.both_ways(near, far)
     status = pyktls.status(near)
-    print(status.tx, status.rx, status.version, status.cipher)
+    print(status.tx, status.rx, status.version, status.cipher, status.rx_no_pad)
     print(sock_diag.ulp_info(near) is not None)
 """
 
@@ -162,7 +200,7 @@ def test_without_privileges_all_works_and_old_kernels_do_not_tell_software_from_
     modes, told = run.stdout.splitlines()
     # What this kernel tells decides; what follows from it is asserted.
     mode = {"True": "software", "False": "kernel"}[told]
-    assert modes == f"{mode} {mode} {TLS_1_3} AES_128_GCM"
+    assert modes == f"{mode} {mode} {TLS_1_3} AES_128_GCM {'False' if told == 'True' else 'None'}"
     release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
     if release < (6, 13):
         assert told == "False"

@@ -109,6 +109,15 @@ def test_there_are_no_counters():
     assert caught.value.remedy == REMEDY
 
 
+@pytest.mark.parametrize("processes", [False, True])
+def test_no_list_of_sockets(processes):
+    """An empty list would say that there could be some."""
+    with pytest.raises(Unavailable) as caught:
+        pyktls.sockets(processes=processes)
+    assert str(caught.value) == f"/proc/net/tls_stat does not exist; {REMEDY}"
+    assert caught.value.remedy == REMEDY
+
+
 def test_extract_and_the_structs_need_no_kernel():
     with kernel.openssl_pair(TLS_1_3) as (own, peer):
         both_ways(own, peer)

@@ -19,6 +19,7 @@ import errno
 import os
 import select
 import ssl
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -27,6 +28,7 @@ from pyktls import DirectionKeys, KTLSSocket, Role, Session, linux
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3, CipherSuite, suites
 from pyktls.key_schedule import traffic_keys
 from pyktls.session import iv_length
+from pyktls.socket_calls import setsockopt
 
 from . import records, tls
 
@@ -82,6 +84,12 @@ def kernel_can_rekey() -> bool:
                 raise
             return False
         return True
+
+
+def expect_no_pad(sock: socket.socket) -> None:
+    """TLS_RX_EXPECT_NO_PAD on, on kernels too where pyktls does not offer it: for what is shown."""
+    on = (1).to_bytes(4, sys.byteorder)
+    setsockopt(sock.fileno(), linux.SOL_TLS, linux.TLS_RX_EXPECT_NO_PAD, on, "setsockopt")
 
 
 # ---- sessions that no handshake made ---------------------------------------------------------

@@ -137,13 +137,13 @@ def demonstrate(file: pathlib.Path | None, size: int, display: Display) -> dict[
     with tempfile.TemporaryDirectory(prefix="pyktls-demo-", dir=place) as name:
         setting = prepare(pathlib.Path(name), openssl, curl, file, size, display)
         display.line()
-        before = linux.tls_stat()
+        before = dict(linux.tls_stat())
         steps = all_steps(curl=curl is not None)
         outcomes = [
             do(step, setting, f"[{number}/{len(steps)}]", display)
             for number, step in enumerate(steps, 1)
         ]
-        after = linux.tls_stat()
+        after = dict(linux.tls_stat())
     display.line()
     display.line("What the kernel said of the pyktls sockets while they were alive")
     display.line()

@@ -118,7 +118,7 @@ def switch(
         # offload() asks this too, with a pair of sockets of its own.  Asked now, they are not among
         # those that are counted.
         linux.system.cipher_refusal(suite.version, suite.aead)
-    before = linux.tls_stat()
+    before = dict(linux.tls_stat())
     return offload(tls), before
 
 

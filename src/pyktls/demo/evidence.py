@@ -23,6 +23,7 @@ from .tools import what_it_prints
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
     # Of the next record: TX, RX.
     Numbers = tuple[int | None, int | None]
@@ -60,7 +61,7 @@ class Evidence:
         )
 
 
-def look(sock: socket.socket, before: dict[str, int] | None, ss: str | None) -> Evidence:
+def look(sock: socket.socket, before: Mapping[str, int] | None, ss: str | None) -> Evidence:
     """Ask the kernel about a live socket; ``before`` is tls_stat from before it was switched."""
     found = status(sock)
     evidence = Evidence(
@@ -105,6 +106,6 @@ def record_numbers(sock: socket.socket) -> Numbers:
     return numbers[0], numbers[1]
 
 
-def changes(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+def changes(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
     """The counters that differ, and by how much."""
     return {k: v - before.get(k, 0) for k, v in after.items() if v != before.get(k, 0)}
