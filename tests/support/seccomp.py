@@ -42,14 +42,14 @@ def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> b
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
-def program(call: str, error: int, argument: tuple[int, int] | None) -> bytes:
+def program(call: str, error: int, arguments: dict[int, int]) -> bytes:
     machine = platform.machine()
     refusal = instruction(RETURN, ERRNO | error)
-    if argument is not None:
-        index, value = argument  # the low half of it, on a little-endian machine
+    for index, value in arguments.items():  # the low half of each, on a little-endian machine
+        skip = len(refusal) // 8
         refusal = (
             instruction(LOAD_WORD, ARGUMENTS + 8 * index)
-            + instruction(JUMP_IF_EQUAL, value, 0, 1)
+            + instruction(JUMP_IF_EQUAL, value, 0, skip)
             + refusal
         )
     rest = len(refusal) // 8
@@ -63,15 +63,15 @@ def program(call: str, error: int, argument: tuple[int, int] | None) -> bytes:
     )
 
 
-def refuse(call: str, error: int, argument: tuple[int, int] | None = None) -> None:
-    """From now on ``call`` fails; with ``argument``, (index, value), only where it is that."""
-    code = program(call, error, argument)
+def refuse(call: str, error: int, arguments: dict[int, int] | None = None) -> None:
+    """From now on ``call`` fails: always, or with just these ``arguments``, by their index."""
+    code = program(call, error, arguments or {})
     libc = ctypes.CDLL(None, use_errno=True)
     prog = Program(len(code) // 8, code)
-    for arguments in (
+    for prctl in (
         (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
         (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(prog), 0, 0),
     ):
-        if libc.prctl(*arguments):
+        if libc.prctl(*prctl):
             number = ctypes.get_errno()
             raise OSError(number, f"prctl: {os.strerror(number)}")

@@ -842,11 +842,11 @@ def test_a_filter_on_what_it_takes_to_ask(call: str, number: int) -> None:
 @on_linux
 @pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
 @pytest.mark.parametrize(
-    ("call", "argument"),
+    ("call", "arguments"),
     [
         ("getsockopt", None),
-        ("socket", (0, 16)),  # AF_NETLINK
-        ("fcntl", (1, 1031)),  # F_SETPIPE_SZ
+        ("socket", {0: 16}),  # AF_NETLINK
+        ("fcntl", {1: 1031}),  # F_SETPIPE_SZ
         ("splice", None),
         ("sendfile", None),
         ("memfd_create", None),
@@ -856,9 +856,9 @@ def test_a_filter_on_what_it_takes_to_ask(call: str, number: int) -> None:
         ("sendto", None),
     ],
 )
-def test_a_filter_on_what_the_rest_takes(call: str, argument: Any, number: int) -> None:
+def test_a_filter_on_what_the_rest_takes(call: str, arguments: Any, number: int) -> None:
     # What is left of the answers on a kernel with TLS is in tests/kernel.
-    child = in_child(FILTER.format(call, number, argument))
+    child = in_child(FILTER.format(call, number, arguments))
     assert child.support["privileges"]["seccomp"] == "filter"
     if not has_kernel_tls():
         assert child.code in ("no-module", "not-built", "blocked")
