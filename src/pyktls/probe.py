@@ -32,7 +32,7 @@ needs five free descriptors, and says so where they are not there.
 Somebody else (another effective user, another user or network namespace, on FreeBSD other sysctls)
 asks anew.  "No TLS at all" is asked again each time, which is one system call as long as the module
 is not there: it may be loaded in the meantime.  ``probe(refresh=True)`` asks everything anew, for
-instance after capabilities were dropped, which is not noticed.
+instance after capabilities were dropped or a filter was installed, which is not noticed.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shlex
 import socket
 import ssl
 import subprocess
@@ -62,3 +63,12 @@ def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
     assert process.returncode == 0
     assert "ulp='tls'" in output
     assert "tx=<Mode.SOFTWARE: 'software'>" in output
+
+
+def test_the_line_that_asks_what_this_machine_can_do() -> None:
+    (line,) = re.findall(r"^    (python -c .*probe.*)$", README.read_text(), re.MULTILINE)
+    command = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert ": kernel TLS, found in " in done.stdout.splitlines()[0]
+    assert "AES_128_GCM         yes     yes     yes     yes" in done.stdout.splitlines()

@@ -13,7 +13,9 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,7 +25,7 @@ import threading
 import time
 import zlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -323,6 +325,46 @@ def test_a_cipher_that_is_pretended() -> None:
     )
 
 
+class NoSpare:
+    """In place of trial.Spare: no connections at all."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def socket(self) -> None:
+        pass
+
+    def used(self) -> None:
+        pass
+
+
+def test_what_is_missing_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def give_keys(_: object, option: int, info: linux.CryptoInfo) -> None:
+        asked.append((info.version, info.cipher_type))
+        aria_with_1_3 = info.version == TLS_1_3 and info.cipher_type in (57, 58)
+        del option
+        raise OSError(errno.EINVAL if aria_with_1_3 else errno.ENOENT, "call")
+
+    monkeypatch.setattr(linux.system, "give_keys", give_keys)
+    monkeypatch.setattr(probing, "Spare", NoSpare)
+    answers, _ = probing._try_ciphers()
+    # AES-GCM, AES-CCM, ChaCha20-Poly1305, SM4-GCM, SM4-CCM, ARIA-GCM; once each.
+    sought = [(v, c) for v, c in asked if v == TLS_1_2 or c < 57]
+    assert sought == [(TLS_1_3, c) for c in (51, 53, 54, 55, 56)] + [(TLS_1_2, 57)]
+    assert {a.code for k, a in answers.items() if "ARIA" in k[1] and k[0] == TLS_1_2} == {
+        Cause.CIPHER_MISSING
+    }
+    assert {a.code for k, a in answers.items() if "ARIA" in k[1] and k[0] == TLS_1_3} == {
+        Cause.VERSION_UNSUPPORTED
+    }
+    assert answers[TLS_1_2, "AES_256_GCM", RX].code is Cause.CIPHER_MISSING
+
+
 def test_keys_that_are_not_given_back() -> None:
     assert probing._readback_answer({})
     old = probing._readback_answer({"AES_128_CCM": OSError(errno.EINVAL, "call")})
@@ -446,6 +488,14 @@ def test_in_a_container_the_host_has_to_do_it(files: Files) -> None:
     assert (module.state, module.path) == ("unknown", None)
     assert answer.remedy.startswith("on the host")
     assert module.autoload.remedy == answer.remedy
+
+
+def test_a_module_that_is_loaded_and_denied(files: Files) -> None:
+    files.status(ALL)
+    files.content["/proc/modules"] = b"x 1\ntls 1 0 - Live 0x0\n"
+    answer, module = files.no_module()
+    assert (module.state, answer.code) == ("loaded", Cause.BLOCKED)
+    assert "seccomp" in answer.remedy
 
 
 def test_nothing_is_known(files: Files) -> None:
@@ -934,6 +984,15 @@ def test_in_a_user_namespace() -> None:
     assert child.support["module"]["autoload"]["code"] in ("privilege", "not-built", "yes")
     if child.code == "no-module":
         assert child.tls["remedy"].startswith("on the host")
+
+
+def test_the_line_in_the_readme() -> None:
+    readme = (TESTS.parent / "README.md").read_text()
+    (line,) = re.findall(r"^    (python -c .*probe.*)$", readme, re.MULTILINE)
+    command = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip() == str(pyktls.probe()) or has_kernel_tls()
+    assert ("no kernel TLS" in done.stdout) is not has_kernel_tls()
 
 
 def test_the_names_are_public() -> None:

@@ -236,6 +236,7 @@ _AT_BOOT = (
     "an administrator adds a line `tls` to /etc/modules-load.d/tls.conf and boots again: "
     "kernel.modules_disabled cannot be taken back"
 )
+_POLICY = "have the seccomp profile or the security policy of this process allow TCP_ULP"
 _ON_HOST = (
     "on the host, outside of the container, an administrator loads it with `modprobe tls`, and for "
     "every boot with a line `tls` in /etc/modules-load.d/tls.conf"
@@ -249,6 +250,9 @@ def _no_module(error: OSError, module: Module, who: Privileges, release: str) ->
     if module.state == "not-built":
         code, remedy = Cause.NOT_BUILT, _OTHER_KERNEL
         reason = f"this kernel is built without TLS: {module.config_source} has no CONFIG_TLS"
+    elif module.state == "loaded":
+        code, remedy = Cause.BLOCKED, _POLICY
+        reason = "the tls module is loaded, and TCP_ULP is answered as if it were not"
     elif module.autoload.code is Cause.GATE_CLOSED and module.autoload.remedy == _AT_BOOT:
         remedy = _AT_BOOT
         reason = "the tls module is not loaded, and kernel.modules_disabled is 1"
