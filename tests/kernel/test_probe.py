@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -23,7 +24,7 @@ from pyktls import Cause, Direction, Mode, linux
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3
 from pyktls.kernel_support import FEATURES, OPTIONS, VERSIONS
 from support import kernel, tls
-from support.probing import in_child, open_descriptors
+from support.probing import FILTER, LIMIT, in_child, in_fork, open_descriptors
 
 SOL_TLS, TCP_ULP = 282, 31
 NUMBER = {Direction.TX: 1, Direction.RX: 2}
@@ -38,12 +39,6 @@ STRUCTS = {
     "ARIA_128_GCM": (57, 8, 16, 4, 8),
     "ARIA_256_GCM": (58, 8, 32, 4, 8),
 }
-FILTER = "import errno; from support import seccomp; seccomp.refuse({!r}, {}, {})"
-LIMIT = """
-import resource, os
-used = sorted(int(name) for name in os.listdir("/proc/self/fd"))[-2]  # not listdir's own
-resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + {0}, used + 1 + {0}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -297,13 +292,14 @@ def gauges():
 @pytest.mark.usefixtures("no_modprobe")
 def test_it_leaves_nothing(found):
     descriptors, before = open_descriptors(), gauges()
-    assert pyktls.probe(refresh=True) == found
+    again = pyktls.probe(refresh=True)
+    assert replace(again, module=found.module) == found  # see no_modprobe
     assert open_descriptors() == descriptors
     assert gauges() == before
 
 
 def test_cost():
-    times = [pyktls.probe(refresh=True).seconds for _ in range(3)]
+    times = [pyktls.probe(refresh=True).seconds for _ in range(2)]
     pyktls.probe()
     begin = time.monotonic()
     for _ in range(100):
@@ -408,7 +404,7 @@ def test_without_proc(child):
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["setsockopt", "getsockopt", "socket"])
 def test_a_filter_on_all_of_it(call, number):
-    other = in_child(FILTER.format(call, number, None))
+    other = in_fork(FILTER.format(call, number, None))
     assert (other.code, other.tls["errno"]) == ("blocked", number)
     assert not any(other.cipher(direction=d.value)["yes"] for d in Direction)
 
@@ -429,7 +425,7 @@ def test_a_filter_on_all_of_it(call, number):
 )
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.get)
 def test_a_filter_on_one_thing(child, call, arguments, blocked, number):
-    other = in_child(FILTER.format(call, number, arguments))
+    other = in_fork(FILTER.format(call, number, arguments))
     assert other.tls == child.tls
     for part in ("features", "options", "rekey"):
         for name, answer in other.support[part].items():
@@ -441,7 +437,7 @@ def test_a_filter_on_one_thing(child, call, arguments, blocked, number):
 
 @pytest.mark.usefixtures("no_modprobe")
 def test_a_kernel_that_only_sends(child):
-    other = in_child(FILTER.format("setsockopt", errno.ENOPROTOOPT, {1: SOL_TLS, 2: 2}))
+    other = in_fork(FILTER.format("setsockopt", errno.ENOPROTOOPT, {1: SOL_TLS, 2: 2}))
     assert other.tls["yes"]
     for version in ("TLS 1.2", "TLS 1.3"):
         assert other.cipher(version) == child.cipher(version)
@@ -454,7 +450,7 @@ def test_a_kernel_that_only_sends(child):
     ("option", "call"), [(3, "setsockopt"), (4, "getsockopt"), (5, "setsockopt")]
 )
 def test_a_kernel_without_the_option(option, call):
-    other = in_child(FILTER.format(call, errno.ENOPROTOOPT, {1: SOL_TLS, 2: option}))
+    other = in_fork(FILTER.format(call, errno.ENOPROTOOPT, {1: SOL_TLS, 2: option}))
     name = {3: OPTIONS[0], 4: OPTIONS[1], 5: OPTIONS[2]}[option]
     answer = other.support["options"][name]
     assert (answer["code"], answer["errno"]) == ("too-old", errno.ENOPROTOOPT)
@@ -464,7 +460,7 @@ def test_a_kernel_without_the_option(option, call):
 @pytest.mark.usefixtures("no_modprobe")
 @pytest.mark.parametrize("free", [0, 2, 3, 4, 5, 6, 8, 12])
 def test_with_few_descriptors(child, free):
-    other = in_child(LIMIT.format(free))
+    other = in_fork(LIMIT.format(free))
     if free < 3:
         assert other.code == "no-resources"
     if free >= 8:

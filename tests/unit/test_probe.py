@@ -39,7 +39,7 @@ from pyktls.linux import probing
 from pyktls.linux.trial import Pretended
 from pyktls.socket_calls import loopback_pair
 from support.own_kernel import has_kernel_tls
-from support.probing import Child, in_child
+from support.probing import FILTER, LIMIT, Child, in_child, in_fork
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 probe_module = sys.modules["pyktls.probe"]
@@ -873,7 +873,6 @@ def test_a_kernel_that_pretends_to_send(shim: str) -> None:
 
 # ---- seccomp ---------------------------------------------------------------------------------
 
-FILTER = "import errno; from support import seccomp; seccomp.refuse({!r}, {}, {})"
 REFUSALS = [errno.EPERM, errno.ENOSYS, errno.EACCES]
 
 
@@ -881,7 +880,7 @@ REFUSALS = [errno.EPERM, errno.ENOSYS, errno.EACCES]
 @pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["setsockopt", "socket", "bind", "connect"])
 def test_a_filter_on_what_it_takes_to_ask(call: str, number: int) -> None:
-    child = in_child(FILTER.format(call, number, None))
+    child = in_fork(FILTER.format(call, number, None))
     assert child.code == "blocked"
     assert child.tls["errno"] == number
     assert "seccomp" in child.tls["remedy"]
@@ -908,7 +907,7 @@ def test_a_filter_on_what_it_takes_to_ask(call: str, number: int) -> None:
 )
 def test_a_filter_on_what_the_rest_takes(call: str, arguments: Any, number: int) -> None:
     # What is left of the answers on a kernel with TLS is in tests/kernel.
-    child = in_child(FILTER.format(call, number, arguments))
+    child = in_fork(FILTER.format(call, number, arguments))
     assert child.support["privileges"]["seccomp"] == "filter"
     if not has_kernel_tls():
         assert child.code in ("no-module", "not-built", "blocked")
@@ -916,17 +915,11 @@ def test_a_filter_on_what_the_rest_takes(call: str, arguments: Any, number: int)
 
 # ---- no descriptors --------------------------------------------------------------------------
 
-LIMIT = """
-import resource, os
-used = sorted(int(name) for name in os.listdir("/proc/self/fd"))[-2]  # not listdir's own
-resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + {}, used + 1 + {}))
-"""
-
 
 @on_linux
 @pytest.mark.parametrize("free", range(3))
 def test_without_descriptors(free: int) -> None:
-    child = in_child(LIMIT.format(free, free))
+    child = in_fork(LIMIT.format(free))
     assert child.code == "no-resources"
     assert child.tls["errno"] == errno.EMFILE
     assert "ulimit -n" in child.tls["remedy"]
@@ -936,7 +929,7 @@ def test_without_descriptors(free: int) -> None:
 @on_linux
 @pytest.mark.parametrize("free", range(3, 12))
 def test_with_few_descriptors(free: int) -> None:
-    child = in_child(LIMIT.format(free, free))
+    child = in_fork(LIMIT.format(free))
     if not has_kernel_tls():
         assert child.code in ("no-module", "not-built")
 
