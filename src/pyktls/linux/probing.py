@@ -482,17 +482,18 @@ class _Connection:
         self.near.close()
         self.far.close()
 
-    def switch_on(self) -> None:
-        """Raises Pretended where plain text comes out all the same."""
+    def switch_on(self, *, receives: bool) -> None:
+        """Both ends, or the first alone.  Raises Pretended where plain text comes out."""
         attach(self.near)
         give_keys(self.near, TLS_TX, self.info)
         self.near.sendall(_SAMPLE)
         # At the other end nothing is in the kernel yet: this is what travels.
         if not self.far.recv(100, socket.MSG_PEEK).startswith(_HEADER):
             raise Pretended("the kernel says that it has keys for TLS_TX and sends plain text")
-        attach(self.far)
-        give_keys(self.far, TLS_RX, self.info)
-        self.expect(_SAMPLE)
+        if receives:
+            attach(self.far)
+            give_keys(self.far, TLS_RX, self.info)
+            self.expect(_SAMPLE)
 
     def expect(self, data: bytes) -> None:
         got = b""
@@ -639,7 +640,7 @@ def examine() -> KernelSupport:
     others = dict.fromkeys((*OPTIONS, *FEATURES), tls)
     if tls:
         found, readback = _try_ciphers()
-        tls, rekey, others = _try_on_connections(tls, found, who)
+        tls, rekey, others = _try_on_connections(found, who)
         ciphers = found if tls or not any(found.values()) else _with_all({}, tls)
         if tls:
             others["key_readback"] = readback
@@ -662,7 +663,7 @@ def examine() -> KernelSupport:
 
 
 def _try_on_connections(
-    tls: Answer, ciphers: Ciphers, who: Privileges
+    ciphers: Ciphers, who: Privileges
 ) -> tuple[Answer, dict[Direction, Answer], dict[str, Answer]]:
     """Whether there is TLS after all, whether keys can be changed, and all the rest by name."""
 
@@ -674,19 +675,23 @@ def _try_on_connections(
         first = ciphers[TLS_1_2, "AES_128_GCM", Direction.TX]
         reason = f'the kernel attaches "tls" and takes no cipher: {first.reason}'
         return no(replace(first, reason=reason))
-    both = [
-        (version, aead)
-        for version in (TLS_1_3, TLS_1_2)
-        for aead in AEADS
-        if all(ciphers[version, aead.name, direction] for direction in Direction)
-    ]
-    if not both:
-        text = "this kernel takes no cipher in both directions"
-        _, rekey, others = no(Answer(False, text, "a newer kernel", Cause.NOT_TRIED))
-        return tls, rekey, others
+    for answer in ciphers.values():
+        if answer.code is Cause.PRETENDED:
+            return no(answer)  # who lies in one point is not believed in the others
+    in_order = [(version, aead) for version in (TLS_1_3, TLS_1_2) for aead in AEADS]
+    both = [(v, a) for v, a in in_order if all(ciphers[v, a.name, d] for d in Direction)]
+    sending = [(v, a) for v, a in in_order if ciphers[v, a.name, Direction.TX]]
+    unseen = Answer(
+        False, "this kernel takes no cipher in both directions", "a newer kernel", Cause.NOT_TRIED
+    )
+    if not sending:
+        return no(unseen)  # there is no such kernel, and nothing to be seen
     try:
-        with _Connection(*both[0]) as connection:
-            connection.switch_on()
+        with _Connection(*(both or sending)[0]) as connection:
+            connection.switch_on(receives=bool(both))
+            if not both:
+                _, rekey, others = no(unseen)
+                return Answer(True, "what was sent came out encrypted"), rekey, others
             others = {
                 "sendfile": _ask(connection.sendfile),
                 "msg_eor": _ask(connection.msg_eor),
