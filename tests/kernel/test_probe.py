@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -41,40 +40,34 @@ STRUCTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def found():
-    begin = time.monotonic()
-    found = pyktls.probe(refresh=True)
-    took = time.monotonic() - begin
-    print(f"\nthe first probe: {took * 1e3:.1f} ms, of which it knows {found.seconds * 1e3:.1f}")
-    assert found.seconds <= took
-    return found
-
-
 MODPROBE = pathlib.Path("/proc/sys/kernel/modprobe")
 
 
-@pytest.fixture
-def no_modprobe(found):
-    """In the lab's guest the kernel starts no modprobe(8), which takes seconds there.
+@pytest.fixture(autouse=True, scope="module")
+def found():
+    """The first probe.  It loads what modules it needs.
 
-    What this needs has been loaded: by ``found``.
+    After that, in the lab, the kernel finds no modprobe(8) any more: to start it in vain for the
+    ciphers that a kernel lacks takes seconds there, each time.
     """
-    del found
+    begin = time.monotonic()
+    found = pyktls.probe(refresh=True)
+    took = time.monotonic() - begin
+    print(f"\nthe first probe: {took * 1e3:.1f} ms")
+    assert found.seconds <= took
     if "PYKTLS_LAB" not in os.environ:
-        yield
+        yield found
         return
     before = MODPROBE.read_bytes()
-    MODPROBE.write_bytes(b"\n")
+    MODPROBE.write_bytes(b"/nonexistent\n")
     try:
-        yield
+        yield found
     finally:
         MODPROBE.write_bytes(before)
 
 
 @pytest.fixture(scope="module")
-def child(found):
-    del found
+def child():
     return in_child()
 
 
@@ -113,7 +106,6 @@ def test_there_is_tls(found):
     assert found.release == os.uname().release
 
 
-@pytest.mark.usefixtures("no_modprobe")
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("cipher", STRUCTS)
 @pytest.mark.parametrize("version", VERSIONS, ids=VERSIONS.get)
@@ -289,26 +281,26 @@ def gauges():
     return [stat[name] for name in ("TlsCurrTxSw", "TlsCurrRxSw")]
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_it_leaves_nothing(found):
     descriptors, before = open_descriptors(), gauges()
-    again = pyktls.probe(refresh=True)
-    print(f"\nprobe, without modprobe(8) for missing ciphers: {again.seconds * 1e3:.1f} ms")
-    assert replace(again, module=found.module) == found  # see no_modprobe
+    assert pyktls.probe(refresh=True) == found
     assert open_descriptors() == descriptors
     assert gauges() == before
 
 
-def test_cost():
-    times = [pyktls.probe(refresh=True).seconds for _ in range(2)]
-    pyktls.probe()
+def test_cost(found):
+    times = [pyktls.probe(refresh=True).seconds for _ in range(5)]
     begin = time.monotonic()
     for _ in range(100):
         pyktls.probe()
     each = (time.monotonic() - begin) / 100
-    print(f"\nprobe: {min(times) * 1e3:.1f} ms; remembered: {each * 1e6:.0f} us")
-    # Under emulation the kernel's search for the modules of missing ciphers takes nearly all of it.
-    assert min(times) < 60
+    print(
+        f"\nprobe: the first {found.seconds * 1e3:.1f} ms, then {min(times) * 1e3:.1f} ms without "
+        f"modprobe(8) for missing ciphers; remembered: {each * 1e6:.0f} us"
+    )
+    # Emulated, on a machine that has other work too.
+    assert found.seconds < 120
+    assert min(times) < 10
     assert each < 0.05
 
 
@@ -323,7 +315,6 @@ def test_install_asks_no_more(found, monkeypatch):
                 assert linux.system.cipher_refusal(version, aead) is None
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_install_and_probe_say_the_same(found):
     for version in VERSIONS:
         for aead in (a for a in AEADS if a.name in ("AES_128_GCM", "SM4_GCM")):
@@ -342,6 +333,25 @@ def without_sock_diag(support):
     return {**out, "features": {k: v for k, v in out["features"].items() if k != "sock_diag"}}
 
 
+def told_without_the_capability():
+    """Whether sock_diag tells a process without CAP_NET_ADMIN."""
+    script = (
+        "from support import tls\n"
+        "from pyktls.linux.sock_diag import ulp_info\n"
+        "near, far = tls.tcp_pair()\n"
+        "near.setsockopt(6, 31, b'tls')\n"
+        "print(ulp_info(near) is not None)\n"
+    )
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-net_admin", sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout == "True\n"
+
+
 def test_without_the_capability(child):
     other = in_child(prefix=("setpriv", "--bounding-set=-net_admin"))
     assert without_sock_diag(other.support) == without_sock_diag(child.support)
@@ -351,12 +361,11 @@ def test_without_the_capability(child):
         "yes" if child.support["module"]["state"] == "built-in" else "privilege"
     )
     diag = other.support["features"]["sock_diag"]
-    assert diag["code"] in ("yes", "privilege")
+    assert diag["code"] == ("yes" if told_without_the_capability() else "privilege")
     assert diag["yes"] or "CAP_NET_ADMIN" in diag["remedy"]
     assert other.same
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_unprivileged(child):
     other = in_child(prefix=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"))
     assert without_sock_diag(other.support) == without_sock_diag(child.support)
@@ -375,7 +384,6 @@ def test_in_a_user_namespace(child):
     )
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_in_a_container_with_its_own_network(child):
     up = 'ip link set lo up && exec "$@"'
     other = in_child(prefix=("unshare", "--user", "--map-root-user", "--net", "sh", "-c", up, "sh"))
@@ -383,14 +391,12 @@ def test_in_a_container_with_its_own_network(child):
     assert other.support["ciphers"] == child.support["ciphers"]
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_without_loopback():
     other = in_child(prefix=("unshare", "--user", "--map-root-user", "--net"))
     assert other.code == "no-loopback"
     assert not other.same
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_without_proc(child):
     mount = 'mount -t tmpfs none /proc && exec "$@"'
     other = in_child(prefix=("unshare", "--mount", "sh", "-c", mount, "sh"))
@@ -401,7 +407,6 @@ def test_without_proc(child):
     assert other.support["features"]["sendfile"]["yes"]
 
 
-@pytest.mark.usefixtures("no_modprobe")
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["setsockopt", "getsockopt", "socket"])
 def test_a_filter_on_all_of_it(call, number):
@@ -410,7 +415,6 @@ def test_a_filter_on_all_of_it(call, number):
     assert not any(other.cipher(direction=d.value)["yes"] for d in Direction)
 
 
-@pytest.mark.usefixtures("no_modprobe")
 @pytest.mark.parametrize(
     ("call", "arguments", "blocked"),
     [
@@ -436,7 +440,6 @@ def test_a_filter_on_one_thing(child, call, arguments, blocked, number):
                 assert answer == child.support[part][name]
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_a_kernel_that_only_sends(child):
     other = in_fork(FILTER.format("setsockopt", errno.ENOPROTOOPT, {1: SOL_TLS, 2: 2}))
     assert other.tls["reason"] == "what was sent came out encrypted"
@@ -446,7 +449,6 @@ def test_a_kernel_that_only_sends(child):
     assert other.support["features"]["sendfile"]["code"] == "not-tried"
 
 
-@pytest.mark.usefixtures("no_modprobe")
 @pytest.mark.parametrize(
     ("option", "call"), [(3, "setsockopt"), (4, "getsockopt"), (5, "setsockopt")]
 )
@@ -458,7 +460,6 @@ def test_a_kernel_without_the_option(option, call):
     assert other.tls["yes"]
 
 
-@pytest.mark.usefixtures("no_modprobe")
 @pytest.mark.parametrize("free", [0, 2, 3, 4, 5, 6, 8, 12])
 def test_with_few_descriptors(child, free):
     other = in_fork(LIMIT.format(free))
@@ -471,7 +472,6 @@ def test_with_few_descriptors(child, free):
             assert answer == child.support[part][name] or answer["code"] == "no-resources"
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_a_kernel_that_pretends_all_the_same(tmp_path):
     """The real kernel, with one lie in front: it says that it has keys, and was given none."""
     library = tmp_path / "fake_kernel.so"
@@ -483,7 +483,6 @@ def test_a_kernel_that_pretends_all_the_same(tmp_path):
     assert not other.cipher()["yes"]
 
 
-@pytest.mark.usefixtures("no_modprobe")
 def test_after_dropping_privileges_in_a_child_process():
     """Remembered by the parent as root; somebody else in the child asks anew."""
     script = (
