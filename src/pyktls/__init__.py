@@ -8,9 +8,10 @@
     sock = pyktls.offload(tls)                            # the kernel encrypts from here on
     sock.sendfile(file)
 
-``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``status`` asks the kernel
-whether it is so, ``sockets`` which connections have it.  ``pyktls.linux`` and ``pyktls.freebsd``
-are the kernels' interfaces as they are, ``pyktls.lowlevel`` the compiled layer under them.
+``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``probe`` tells beforehand what
+the kernel can do, ``status`` asks it afterwards whether it is so, and ``sockets`` which connections
+have it.  ``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
+``pyktls.lowlevel`` the compiled layer under them.
 """
 
 from . import freebsd, linux, lowlevel
@@ -26,6 +27,7 @@ from .errors import (
     Unavailable,
 )
 from .handoff import extract, watch
+from .probe import Answer, Cause, KernelSupport, probe
 from .session import Direction, DirectionKeys, Role, Session
 from .sockets import KTLSSocket, offload
 from .status import Mode, Status, status
@@ -34,6 +36,8 @@ from .switch import install
 
 __all__ = [
     "AEAD",
+    "Answer",
+    "Cause",
     "CipherSuite",
     "Direction",
     "DirectionKeys",
@@ -42,6 +46,7 @@ __all__ = [
     "InvalidType",
     "InvalidValue",
     "KTLSSocket",
+    "KernelSupport",
     "Mode",
     "RecordError",
     "Role",
@@ -58,6 +63,7 @@ __all__ = [
     "linux",
     "lowlevel",
     "offload",
+    "probe",
     "sockets",
     "status",
     "watch",

@@ -698,6 +698,19 @@ def install(
 _accepted: set[tuple[int, AEAD, Direction, tuple[int | None, ...]]] = set()
 
 
+def try_keys(sock: socket.socket, version: int, aead: AEAD, direction: Direction) -> None:
+    """Give the kernel keys of zeros on a socket of our own, and ask whether it has them.
+
+    Raises OSError, or Unavailable if it accepted them and did nothing.
+    """
+    info = _enable(
+        version, aead, bytearray(aead.key_length), bytearray(16), bytearray(aead.mac_key_length), 0
+    )
+    set_tls_enable(sock, _OPTION[direction], info)
+    if mode_of(sock.fileno(), direction) == TCP_TLS_MODE_NONE:
+        raise Unavailable(f"the kernel accepted the {direction} keys and then denied having them")
+
+
 def cipher_refusal(
     version: int, aead: AEAD, wanted: Iterable[Direction] = tuple(Direction)
 ) -> OSError | None:
@@ -716,13 +729,12 @@ def cipher_refusal(
         near, far = loopback_pair()
     except OSError:
         return None
-    info = _enable(
-        version, aead, bytearray(aead.key_length), bytearray(16), bytearray(aead.mac_key_length), 0
-    )
     with near, far:
         for direction in todo:
             try:
-                set_tls_enable(near, _OPTION[direction], info)
+                try_keys(near, version, aead, direction)
+            except Unavailable:
+                return None  # install will find out, and say so
             except OSError as e:
                 return e
             _accepted.add((version, aead, direction, now))

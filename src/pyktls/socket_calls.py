@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +16,21 @@ if TYPE_CHECKING:
     from .ciphers import AEAD
     from .session import Direction, DirectionKeys
 
-__all__ = ["HasFileno", "System", "descriptor", "getsockopt", "loopback_pair", "setsockopt"]
+__all__ = [
+    "BLOCKED",
+    "HasFileno",
+    "System",
+    "descriptor",
+    "getsockopt",
+    "loopback_pair",
+    "setsockopt",
+]
+
+#: How a seccomp filter, a security module or capability mode refuses a system call.  No call that
+#: is used to try something out fails like that on its own account.
+BLOCKED = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, getattr(errno, "ECAPMODE", errno.EPERM)}
+)
 
 
 class HasFileno(Protocol):
@@ -97,23 +112,34 @@ def getsockopt(fd: int, level: int, option: int, size: int, call: str) -> bytear
     return value
 
 
-def loopback_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected TCP sockets on the loopback interface, to try things on.
+#: Seconds for the connection to ourselves; where packets are dropped it would be two minutes.
+_PATIENCE = 5.0
 
-    Raises OSError where there is none (a network namespace whose ``lo`` is down).
+
+def loopback_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected TCP sockets on the loopback interface, blocking, to try things on.
+
+    Raises OSError where there is none (a network namespace whose ``lo`` is down), TimeoutError
+    where a firewall drops what is sent to it.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.settimeout(_PATIENCE)
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
         near = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
+            near.settimeout(_PATIENCE)
             near.connect(listener.getsockname())
             # Somebody else may have been faster to connect: take only our own connection.
             while True:
                 far, address = listener.accept()
                 if address == near.getsockname():
-                    return near, far
+                    break
                 far.close()
         except BaseException:
             near.close()
             raise
+    # Also where socket.setdefaulttimeout has said otherwise.
+    near.settimeout(None)
+    far.settimeout(None)
+    return near, far

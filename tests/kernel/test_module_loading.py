@@ -6,10 +6,12 @@ do to a machine that may be using it.
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 SCRIPT = textwrap.dedent(
     """
@@ -82,5 +84,64 @@ def test_without_the_privilege_the_refusal_says_what_to_do_and_with_it_the_kerne
         modes = run("setpriv", "--bounding-set=-net_admin")
         assert modes[1] == "AFTER ALL"
         assert modes[0].startswith("switched: ")
+    finally:
+        subprocess.run(["modprobe", "tls"], check=True, timeout=60)
+
+
+PROBES = textwrap.dedent(
+    """
+    import json, sys
+    import pyktls
+
+    for _ in sys.stdin:
+        print(json.dumps(pyktls.probe().as_dict()), flush=True)
+    """
+)
+
+
+def test_the_probe_sees_a_module_that_is_loaded_meanwhile() -> None:
+    subprocess.run(["modprobe", "-r", "tls"], check=True, timeout=60)
+    command = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-c", PROBES]
+    try:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+
+            def ask() -> dict[str, Any]:
+                process.stdin.write("\n")
+                process.stdin.flush()
+                found = json.loads(process.stdout.readline())
+                assert isinstance(found, dict)
+                return found
+
+            for _ in range(2):
+                found = ask()
+                assert found["tls"]["code"] == "no-module"
+                assert found["module"]["state"] == "on-disk"
+                assert found["module"]["path"] in found["tls"]["reason"]
+                assert "`modprobe tls`" in found["tls"]["remedy"]
+                assert found["module"]["autoload"]["code"] == "privilege"
+                assert not is_loaded()
+            subprocess.run(["modprobe", "tls"], check=True, timeout=60)
+            found = ask()
+            assert found["tls"]["yes"]
+            assert found["ciphers"]["TLS 1.3"]["AES_128_GCM"]["rx"]["yes"]
+            assert found["module"]["state"] == "loaded"
+            process.stdin.close()
+    finally:
+        subprocess.run(["modprobe", "tls"], check=True, timeout=60)
+
+
+def test_the_probe_loads_the_module_where_it_may() -> None:
+    subprocess.run(["modprobe", "-r", "tls"], check=True, timeout=60)
+    try:
+        code = "import pyktls; f = pyktls.probe(); print(bool(f), f.module.state)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        )
+        assert done.stdout == "True loaded\n"
+        assert is_loaded()
     finally:
         subprocess.run(["modprobe", "tls"], check=True, timeout=60)

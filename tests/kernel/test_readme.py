@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import socket
 import ssl
 import subprocess
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trustme
 
-from support.readme import example
+from support.readme import README, example
 
 if TYPE_CHECKING:
     import pathlib
@@ -66,3 +68,12 @@ def test_the_example_by_hand() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("b'encrypted by the kernel'\n", "")
+
+
+def test_the_line_that_asks_what_this_machine_can_do() -> None:
+    (line,) = re.findall(r"^    (python -c .*probe.*)$", README.read_text(), re.MULTILINE)
+    command = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert ": kernel TLS, found in " in done.stdout.splitlines()[0]
+    assert "AES_128_GCM         yes     yes     yes     yes" in done.stdout.splitlines()

@@ -10,9 +10,11 @@
  *   short        as ulp, and keys read back as two bytes
  *   tx_fails     receiving keys are taken for good, sending keys fail with EINVAL
  *   tx_lies      receiving keys are taken for good, sending keys are accepted and then unknown
- *   honest       takes everything and reads back what it took
+ *   honest       takes all keys, reads back what it took, and sends plain text all the same
  *
- * The library first tries a cipher with a key of zeros on sockets of its own: that always succeeds.
+ * The library first tries a cipher with a key of zeros on sockets of its own: that always succeeds,
+ * and what is read back is the same lie.  Besides keys, gvisor takes every option of SOL_TLS, the
+ * others know none.
  * FAKE_KERNEL_LOG names a file that gets one line for each call: the option, and what was given.
  */
 #define _GNU_SOURCE
@@ -23,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define TCP_ULP 31
 #define SOL_TLS 282
@@ -79,7 +82,11 @@ int setsockopt(int fd, int level, int option, const void *value, socklen_t size)
         return 0;
     }
     if (level == SOL_TLS) {
+        if (option != TLS_TX && option != TLS_RX) {
+            return lie("gvisor") ? 0 : fail(ENOPROTOOPT);
+        }
         if (is_trial(value, size)) {
+            memcpy(heads[fd][option], value, 4);
             return 0;
         }
         note(option == TLS_TX ? "tx" : "rx", value, size);
@@ -109,6 +116,9 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *size) {
         *size = 4;
         return 0;
     }
+    if (level == SOL_TLS && option != TLS_TX && option != TLS_RX) {
+        return fail(ENOPROTOOPT);
+    }
     if (level == SOL_TLS) {
         unsigned char *head = heads[fd][option];
         int known = head[0] != 0 || head[1] != 0;
@@ -133,4 +143,16 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *size) {
         next = (int (*)(int, int, int, void *, socklen_t *))dlsym(RTLD_NEXT, "getsockopt");
     }
     return next(fd, level, option, value, size);
+}
+
+int close(int fd) {
+    static int (*next)(int);
+    if (next == NULL) {
+        next = (int (*)(int))dlsym(RTLD_NEXT, "close");
+    }
+    if (fd >= 0 && fd < MOST_FDS) {
+        attached[fd] = 0; /* the number may come again */
+        memset(heads[fd], 0, sizeof(heads[fd]));
+    }
+    return next(fd);
 }

@@ -17,6 +17,7 @@ counters.py        the kernel's counters
 sock_diag.py       the kernel's socket diagnostics
 trial.py           connections to try things on
 defects.py         what some kernels do wrong, tried out before it is offered
+probing.py         the answers of ``pyktls.probe``
 system.py          the few questions that ``pyktls.install`` asks of each system
 ================== ===================================================================
 """

@@ -44,14 +44,27 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """Why a feature is not offered, and what would help (None: nothing known)."""
+    """Why a feature is not offered, and what would help (None: nothing known).
+
+    ``error`` is what kept the trial from being carried out, None where it was.
+    """
 
     text: str
     remedy: str | None = None
+    error: Exception | None = None
 
 
 _results: dict[str, Defect | None] = {}
 _lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    """In a child process: the thread that held it was not copied."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
 
 
 class _Found(Exception):
@@ -67,7 +80,7 @@ def _once(name: str, trial: Callable[[], None], found: Defect) -> Defect | None:
             except _Found:
                 _results[name] = found
             except (OSError, Unavailable) as e:
-                return Defect(f"it could not be tried out on this kernel ({e})", None)
+                return Defect(f"it could not be tried out on this kernel ({e})", None, e)
             else:
                 _results[name] = None
         return _results[name]

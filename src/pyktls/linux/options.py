@@ -46,7 +46,7 @@ def _unknown(fd: int, option: int, error: OSError) -> Unavailable | None:
     # Without "tls" on the socket the errno is the same, and says nothing about the option.
     if error.errno != errno.ENOPROTOOPT or get_ulp(fd) != b"tls":
         return None
-    return Unavailable(f"this kernel has no {name} ({error}); Linux has it since {since}")
+    return Unavailable(f"this kernel has no {name} ({error})", remedy=f"Linux has it since {since}")
 
 
 def _set(sock: HasFileno | int, option: int, value: int) -> None:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from pyktls._kernel import ffi, lib
 from pyktls.errors import HandoffRefused, InvalidValue, Unavailable, syscall_error
 from pyktls.session import Direction
-from pyktls.socket_calls import loopback_pair
 
 from .abi import DIRECTIONS, TLS_RX, TLS_TX
-from .crypto_info import NO_REKEY, get_version_and_cipher, set_crypto_info
+from .crypto_info import NO_REKEY, get_version_and_cipher
 from .transfer import sendfile
-from .trial import zero_keys
+from .trial import Pretended, Spare, give_keys, zero_keys
 from .ulp import NO_TLS_REMEDY, get_ulp, set_ulp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import socket
+    from collections.abc import Callable, Iterable, Iterator
 
     from pyktls.ciphers import AEAD
     from pyktls.session import DirectionKeys
@@ -31,6 +31,7 @@ __all__ = [
     "install",
     "option_of",
     "sendfile",
+    "try_cipher",
 ]
 
 _OPTION = {Direction.TX: TLS_TX, Direction.RX: TLS_RX}
@@ -131,37 +132,60 @@ def install(
 _accepted: set[tuple[int, AEAD]] = set()
 
 
+def try_cipher(
+    spare: Spare,
+    version: int,
+    aead: AEAD,
+    look: Callable[[socket.socket, Direction, AEAD], None] | None = None,
+) -> dict[Direction, OSError | Pretended | None]:
+    """What this kernel says to a cipher, None where it takes it: tried with a key of zeros.
+
+    Each direction by itself, on a connection that carries no data; ``look`` gets the socket when it
+    has the keys.  Raises OSError, or Pretended, where there is nothing to try it on.
+    """
+    info = zero_keys(version, aead)
+    sock = spare.socket()
+    said: dict[Direction, OSError | Pretended | None] = {}
+    for direction in (Direction.RX, Direction.TX):
+        try:
+            give_keys(sock, _OPTION[direction], info)
+        except (OSError, Pretended) as e:
+            said[direction] = e
+            if isinstance(e, OSError) and e.errno == errno.ENOENT:
+                # No such cipher among the kernel's own, whatever it is for: and to look for it the
+                # kernel has started modprobe(8) several times.
+                return dict.fromkeys(Direction, e)
+        else:
+            said[direction] = None
+            if look is not None:
+                look(sock, direction, aead)
+    if any(not isinstance(e, OSError) for e in said.values()):
+        spare.used()
+    if all(e is None for e in said.values()):
+        _accepted.add((version, aead))
+    return said
+
+
 def cipher_refusal(
     version: int, aead: AEAD, wanted: Iterable[Direction] = tuple(Direction)
 ) -> OSError | None:
     """The error with which this kernel refuses the cipher, None if it takes it or nobody can tell.
 
-    Found by trying both directions, for no Linux takes only one of them, with a key of zeros on a
-    loopback pair that carries no data.
+    Found by trying both directions, for no Linux takes only one of them.
     Without loopback, or without TLS at all, there is nothing to be found here: ``attach`` will say.
+    Nor is it said here that a kernel pretends: ``install`` will.
     """
     del wanted
     if aead.linux is None:
         return OSError(errno.EOPNOTSUPP, "Linux has no such cipher")
     if (version, aead) in _accepted:
         return None
-    try:
-        near, far = loopback_pair()
-    except OSError:
-        return None
-    info = zero_keys(version, aead)
-    with near, far:
+    with Spare() as spare:
         try:
-            set_ulp(near)
-        except OSError:
+            said = try_cipher(spare, version, aead)
+        except (OSError, Pretended):
             return None
-        try:
-            for option in (TLS_RX, TLS_TX):
-                set_crypto_info(near, option, info)
-        except OSError as e:
-            return e
-    _accepted.add((version, aead))
-    return None
+    return next((e for e in said.values() if isinstance(e, OSError)), None)
 
 
 def cipher_remedy(aead: AEAD, error: OSError) -> str:
