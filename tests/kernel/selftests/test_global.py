@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pyktls import linux
+from pyktls import Unavailable, linux
 from support import records
 from support.kernel import Background, both_ways, pattern
 from support.selftest import (
@@ -22,6 +22,7 @@ from support.selftest import (
     bounded,
     fails,
     install,
+    kernel_version,
     keys,
     take,
     tcp_pair,
@@ -179,6 +180,30 @@ def test_data_steal(plain):
     with fails(errno.EMSGSIZE, "recvmsg"):
         linux.recv_record(far, 100)
     assert_nothing_to_read(far)
+
+
+# ---- what the selftest does not ask ----------------------------------------------------------
+
+
+def test_the_limit_where_there_is_none(plain):
+    """Before 6.19 the limit is Unavailable; after it 16384 at first, and 63 is for TLS 1.3."""
+    near, _ = plain
+    install(near, linux.TLS_TX, AES_1_2)
+    if kernel_version() >= (6, 19):
+        assert linux.get_tx_max_payload_len(near) == MOST
+        with fails(errno.EINVAL, "setsockopt(SOL_TLS, TLS_TX_MAX_PAYLOAD_LEN)"):
+            linux.set_tx_max_payload_len(near, 63)
+        return
+    for call, attempt in (
+        ("setsockopt", lambda: linux.set_tx_max_payload_len(near, 128)),
+        ("getsockopt", lambda: linux.get_tx_max_payload_len(near)),
+    ):
+        with pytest.raises(Unavailable) as caught:
+            attempt()
+        assert str(caught.value) == (
+            f"this kernel has no TLS_TX_MAX_PAYLOAD_LEN ([Errno 92] {call}(SOL_TLS, "
+            "TLS_TX_MAX_PAYLOAD_LEN): Protocol not available); Linux has it since 6.19"
+        )
 
 
 # ---- versions and ciphers that this kernel does not have --------------------------------------

@@ -11,15 +11,19 @@ import pathlib
 import shutil
 import socket
 
+import pytest
+
 from pyktls import linux
 from support.kernel import Background, pattern, recv_exactly
 from support.selftest import (
     CONTROL,
     DATA,
+    ERROR_VARIANTS,
     MOST,
     PAGE,
     assert_nothing_to_read,
     fails,
+    kernel_version,
     take,
     take_record,
 )
@@ -214,3 +218,20 @@ def test_sendmsg_multiple_stress(pair):
     send_in(pair, *[5] * 1024)
     send_in(pair, *[40 + i % 3 for i in range(1024)])
     assert pair.sent == pair.received >= 4
+
+
+# ---- what the selftest does not ask ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ERROR_VARIANTS, ids=lambda variant: variant.name)
+def test_a_flag_that_is_refused(pair):
+    """EOPNOTSUPP, and not a byte is sent; before 6.6 for MSG_EOR too."""
+    flags = [socket.MSG_OOB, socket.MSG_DONTROUTE, socket.MSG_CONFIRM, 0x4000000]  # MSG_ZEROCOPY
+    if kernel_version() < (6, 6):
+        flags.append(socket.MSG_EOR)
+    for flag in flags:
+        with fails(errno.EOPNOTSUPP, "sendmsg"):
+            linux.send_record(pair.near, b"not sent", flags=flag)
+    assert pair.sent == 0
+    pair.send(b"sent")
+    assert take_record(pair.far) == (b"sent", DATA)
