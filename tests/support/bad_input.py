@@ -49,22 +49,27 @@ def callables(module: Any, prefix: str) -> dict[str, Callable[..., Any]]:
     return found
 
 
+#: Classes that only hold what a call gave: nobody else makes them.
+RESULTS = {"Record", "TLSStat", "TLSStatChange"}
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(pyktls, name)
-        for name in ("extract", "install", "offload", "status", "watch", "Session", "DirectionKeys")
-    },
+        for name in (
+            "extract", "install", "offload", "probe", "sockets", "status", "watch",
+            "Session", "DirectionKeys",
+        )
+    },  # fmt: skip
     "CryptoInfo.unpack": linux.CryptoInfo.unpack,
     **{
         f"linux.{name}": function
         for name, function in callables(linux, "").items()
-        # Only holds what a call gave.
-        if name != "Record"
+        if name not in RESULTS
     },
     **{
         f"freebsd.{name}": function
         for name, function in callables(freebsd, "").items()
-        if name != "Record"
+        if name not in RESULTS
     },
 }
 
