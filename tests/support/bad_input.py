@@ -56,10 +56,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(pyktls, name)
         for name in (
-            "extract", "install", "offload", "probe", "sockets", "status", "watch",
-            "Session", "DirectionKeys",
+            "extract",
+            "install",
+            "offload",
+            "probe",
+            "sockets",
+            "status",
+            "watch",
+            "Session",
+            "DirectionKeys",
         )
-    },  # fmt: skip
+    },
     "CryptoInfo.unpack": linux.CryptoInfo.unpack,
     **{
         f"linux.{name}": function
@@ -81,6 +88,11 @@ EXCEPT = {
     "Mode": "an enum",
     "Role": "an enum",
     "Status": "holds what status gave",
+    "Answer": "holds what probe gave",
+    "KernelSupport": "the same",
+    "SocketInfo": "holds what sockets gave",
+    "Cause": "an enum",
+    "TCPState": "an enum",
     "KTLSSocket": "made by offload; its methods are in tests/kernel/test_bad_input.py",
 }
 
