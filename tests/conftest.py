@@ -10,10 +10,15 @@ from __future__ import annotations
 import pathlib
 
 import pytest
+from hypothesis import settings
 
 from support.own_kernel import has_kernel_tls
 
 HERE = pathlib.Path(__file__).parent
+
+# How long an example takes depends on what else the machine does, and is not what is tested.
+settings.register_profile("pyktls", deadline=None)
+settings.load_profile("pyktls")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
