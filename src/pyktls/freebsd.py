@@ -453,7 +453,7 @@ def send_record(
     arguments.flags(flags)
     fd = descriptor(sock)
     _only_on_freebsd()
-    with memoryview(data).cast("B") as view:
+    with arguments.buffer_view(data) as view:
         iov = ffi.new("struct iovec *")
         iov.iov_base = base = ffi.from_buffer(view)
         iov.iov_len = len(view)
@@ -496,7 +496,8 @@ def sendfile(
         return iov
 
     sent = ffi.new("int64_t *")
-    before, after = vector(headers), vector(trailers)
+    before = vector(arguments.buffer_views(headers))
+    after = vector(arguments.buffer_views(trailers))
     result = lib.pyktls_freebsd_sendfile(
         source, fd, offset, count, before, len(before), after, len(after), flags, sent
     )

@@ -40,6 +40,7 @@ from pyktls.linux.trial import Pretended
 from pyktls.socket_calls import loopback_pair
 from support.own_kernel import has_kernel_tls
 from support.probing import FILTER, LIMIT, Child, in_child, in_fork
+from support.systems import linux_only
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 probe_module = sys.modules["pyktls.probe"]
@@ -48,7 +49,7 @@ YES = Answer(True, "it works")
 NO = Answer(False, "it does not", "another kernel", Cause.NO_MODULE, errno.ENOENT)
 KEYS = [(v, aead.name, d) for v in VERSIONS for aead in AEADS for d in Direction]
 
-on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's situations")
+on_linux = linux_only
 
 
 def support(answer: Answer = YES, **changes: Any) -> KernelSupport:
@@ -975,6 +976,7 @@ def test_in_a_user_namespace() -> None:
         assert child.tls["remedy"].startswith("on the host")
 
 
+@linux_only
 def test_the_line_in_the_readme() -> None:
     readme = (TESTS.parent / "README.md").read_text()
     (line,) = re.findall(r"^    (python -c .*probe.*)$", readme, re.MULTILINE)

@@ -26,13 +26,12 @@ from pyktls.linux import sock_diag
 from pyktls.linux.sock_diag import Connection, UlpInfo
 from pyktls.survey import Endpoint
 from support import tls
+from support.systems import linux_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="plays the Linux kernel's part of netlink"
-)
+pytestmark = linux_only
 
 REPLY, ERROR, DONE, NOOP, OVERRUN = 20, 2, 3, 1, 4
 MULTI, INTERRUPTED = 0x2, 0x10
