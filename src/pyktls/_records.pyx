@@ -143,9 +143,22 @@ def wait_writable(int fd, Deadline deadline not None):
     wait_until_ready(fd, POLLOUT, deadline)
 
 
+cdef int pause(int milliseconds, Deadline deadline) except -1:
+    """Sleep, at most up to the deadline."""
+    cdef double left = (deadline.limit - now()) * 1000.0
+    if left < milliseconds:
+        milliseconds = <int>ceil(left)
+    if milliseconds > 0:
+        with nogil:
+            poll(NULL, 0, milliseconds)
+        PyErr_CheckSignals()
+    return 0
+
+
 cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Deadline deadline,
                         int *record_type, int *msg_flags) except -1:
     cdef Py_ssize_t received
+    cdef int backoff = 0
     while True:
         with nogil:
             received = pyktls_recv_record_vector(fd, iov, count, flags, record_type, msg_flags)
@@ -154,6 +167,11 @@ cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Deadl
         if received == -EINTR:
             PyErr_CheckSignals()
         elif received == -EAGAIN and deadline.bounded and deadline.waits:
+            # Linux before 6.5 says POLLIN for a part of a record, which recvmsg does not give:
+            # without a pause a peer that stops within a record would keep the processor busy.
+            if backoff:
+                pause(backoff, deadline)
+            backoff = min(2 * backoff + 1, 15)
             wait_until_ready(fd, POLLIN, deadline)
         else:
             raise syscall_error(<int>-received, "recvmsg")

@@ -151,7 +151,8 @@ def splice_from_pipe(
 ) -> int:
     """Send at most ``count`` bytes that are in a pipe, without a copy through this process.
 
-    ``flags`` may hold os.SPLICE_F_MORE (as MSG_MORE) and os.SPLICE_F_NONBLOCK (for the pipe).
+    ``flags`` may hold os.SPLICE_F_MORE (as MSG_MORE; before Linux 6.5 it has no effect, and each
+    call ends a record) and os.SPLICE_F_NONBLOCK (for the pipe).
     Returns the number of bytes that were moved, 0 at the end of the pipe.  Before the first time it
     is tried out on a connection of our own; raises Unavailable where records came out wrong, and
     OSError of splice(2).

@@ -24,8 +24,10 @@ from support.selftest import (
     PATIENCE,
     TAKEN,
     assert_nothing_to_read,
+    at_once,
     bounded,
     fails,
+    kernel_version,
     pipe,
     readable,
     take_record,
@@ -119,7 +121,7 @@ def test_poll_partial_rec(relay, halves):
     """A part of a record is nothing to read; with the rest of it there is something."""
     assert not readable(relay.far)
     relay.forward(halves[0])
-    assert not readable(relay.far, MOMENT)
+    assert not readable(relay.far, MOMENT), "poll says that a part of a record is there"
     assert_nothing_to_read(relay.far)
     relay.forward(halves[1])
     assert readable(relay.far, PATIENCE)
@@ -164,3 +166,36 @@ def test_oob_pressure(relay):
     with fails(errno.EMSGSIZE, "recvmsg"):
         linux.recv_record(relay.far, 100)
     assert_nothing_to_read(relay.far)
+
+
+# ---- what the selftest does not ask ----------------------------------------------------------
+
+
+def test_a_part_of_a_record_never_blocks_a_reader(relay, halves):
+    """Whatever poll says (before 6.5: readable), a read that must not wait is EAGAIN."""
+    relay.forward(halves[0])
+    assert readable(relay.far) is (kernel_version() < (6, 5))
+    relay.far.setblocking(False)
+    for _ in range(2):
+        with at_once(), fails(errno.EAGAIN, "recvmsg"):
+            linux.recv_record(relay.far, 100)
+    relay.forward(halves[1])
+    assert take_record(relay.far) == (b"in two parts", DATA)
+
+
+def test_a_reader_sleeps_while_a_part_of_a_record_is_there(relay, halves):
+    """With a timeout of its own, a read neither spins until the rest comes nor misses it."""
+    relay.forward(halves[0])
+    relay.far.settimeout(1.0)
+    begin, busy = time.monotonic(), time.thread_time()
+    with pytest.raises(TimeoutError):
+        linux.recv_record(relay.far, 100)
+    took, busy = time.monotonic() - begin, time.thread_time() - busy
+    assert took >= 0.99
+    assert busy < took / 3
+    relay.far.settimeout(PATIENCE)
+    with Background(take_record, relay.far) as reader:
+        time.sleep(MOMENT)
+        assert not reader.done()
+        relay.source.sendall(halves[1])
+        assert reader.result() == (b"in two parts", DATA)
