@@ -26,7 +26,14 @@ modules of the ciphers and ``tcp_diag`` for anybody.  The kernel's TLS counters 
 does not raise for what the kernel does, what a seccomp filter forbids, or what ``/proc`` hides.  It
 needs five free descriptors, and says so where they are not there.
 
-**What it costs.**  COST
+**What it costs.**  Measured in the project's lab, which emulates a machine and is 10 to 20 times
+slower than one: 0.2 to 0.5 s for the trials themselves (Linux 6.12, some ten connections), 1.5 ms
+for a remembered result.  Where the kernel lacks ciphers (Debian's have neither SM4 nor ARIA) Linux
+besides looks for their modules, and starts modprobe(8) 21 times for that: 12 to 20 s in the lab,
+where to start any program takes 0.2 s; elsewhere 21 times what ``modprobe -q nothing`` takes.  The
+very first time it also loads the modules that are there.  On a real machine without kernel TLS it
+is 2 ms, then 40 us each time it is asked again (for root, if there is a modprobe, one start of it),
+and a remembered yes costs 16 us.
 
 **What is remembered.**  A yes is remembered for the process, and for its children after a fork.
 Somebody else (another effective user, another user or network namespace, on FreeBSD other sysctls)

@@ -326,6 +326,45 @@ def test_a_cipher_that_is_pretended() -> None:
     )
 
 
+DEFECT = linux.defects.Defect("it loses data", "a fix")
+UNTRIED = linux.defects.Defect("it could not be tried", None, OSError(errno.EPERM, "splice: no"))
+
+
+@pytest.mark.parametrize(
+    ("defect", "expected"),
+    [
+        (None, (True, Cause.YES, None)),
+        (DEFECT, (False, Cause.DEFECTIVE, "a fix")),
+        (UNTRIED, (False, Cause.BLOCKED, refusal(OSError(errno.EPERM, "")).remedy)),
+    ],
+    ids=["sound", "defect", "untried"],
+)
+@pytest.mark.parametrize("name", ["expect_no_pad", "splice_to_pipe", "splice_from_pipe"])
+def test_defects_are_answers(
+    monkeypatch: pytest.MonkeyPatch, name: str, defect: Any, expected: tuple[Any, ...]
+) -> None:
+    # No kernel of the lab has all of them: here the trials are played.
+    class Connection(probing._Connection):
+        def switch_on(self, *, receives: bool) -> None:
+            assert receives
+
+        def rekey(self) -> dict[Direction, Answer]:
+            return {}
+
+    for trial in ("expect_no_pad", "splice_to_pipe", "splice_from_pipe"):
+        found = defect if trial == name else None
+        monkeypatch.setattr(linux.defects, trial, lambda found=found: found)
+    monkeypatch.setattr(linux.options, "get_rx_expect_no_pad", lambda _: False)
+    monkeypatch.setattr(probing, "_Connection", Connection)
+    ciphers = dict.fromkeys(KEYS, YES)
+    tls, _, others = probing._try_on_connections(ciphers, probing.privileges())
+    assert tls
+    key = "TLS_RX_EXPECT_NO_PAD" if name == "expect_no_pad" else name
+    assert (others[key].yes, others[key].code, others[key].remedy) == expected
+    for other in {"TLS_RX_EXPECT_NO_PAD", "splice_to_pipe", "splice_from_pipe"} - {key}:
+        assert others[other]
+
+
 class NoSpare:
     """In place of trial.Spare: no connections at all."""
 
