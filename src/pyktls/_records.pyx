@@ -281,6 +281,8 @@ cdef class Vector:
             items = list(buffers)
         except TypeError as e:
             raise InvalidType(f"buffers: {e}") from None
+        except ValueError as e:  # a file that is closed
+            raise InvalidValue(f"buffers: {e}") from None
         cdef int flags = PyBUF_SIMPLE | PyBUF_WRITABLE if writable else PyBUF_SIMPLE
         cdef size_t i
         self.count = len(items)

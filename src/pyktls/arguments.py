@@ -51,6 +51,8 @@ def buffer_views(values: object, *, writable: bool = False) -> list[memoryview]:
         items = list(values)  # type: ignore[call-overload]
     except TypeError as e:
         raise InvalidType(f"buffers: {e}") from None
+    except ValueError as e:  # a file that is closed
+        raise InvalidValue(f"buffers: {e}") from None
     return [buffer_view(item, writable=writable) for item in items]
 
 

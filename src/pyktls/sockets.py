@@ -640,7 +640,12 @@ class KTLSSocket(socket.socket):
     ) -> int:
         """Send the ``buffers`` in one call; ancillary data and an address are refused."""
         arguments.flags(flags)
-        if not hasattr(ancdata, "__iter__") or list(ancdata):
+        if ancdata != ():
+            try:
+                ancdata = list(ancdata)
+            except (TypeError, ValueError) as e:
+                raise InvalidType(f"ancdata: {e}") from None
+        if ancdata:
             raise InvalidValue("a KTLSSocket sends no ancillary data: the record type is its own")
         if address is not None:
             raise InvalidValue("a connected socket sends to no other address")

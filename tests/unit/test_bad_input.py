@@ -7,6 +7,8 @@ The same runs on a kernel with TLS (tests/kernel/test_bad_input.py), where more 
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from pyktls.ciphers import SUITES, TLS_1_3
 from support import bad_input, tls
 
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=int(os.environ.get("PYKTLS_EXAMPLES", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,

@@ -531,7 +531,10 @@ def test_when_it_is_ended_nothing_stays_behind(
     """In the middle of a step that hangs; Ctrl-C goes to the whole group, kill to one process."""
     hang = "lambda *_: time.sleep(1000)" if hanging == "serve" else 'lambda *_: ["sleep", "1000"]'
     script = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # Whoever runs the tests may ignore them, as nohup does.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "from pyktls import demo, linux\n"
         "from pyktls.__main__ import main\n"
         "from pyktls.demo import running\n"
