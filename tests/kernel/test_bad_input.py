@@ -16,7 +16,7 @@ from pyktls.ciphers import TLS_1_3
 from support import bad_input, kernel, records
 
 SETTINGS = settings(
-    max_examples=5,
+    max_examples=3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
