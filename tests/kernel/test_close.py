@@ -132,9 +132,12 @@ def test_all_that_was_sent_arrives_and_ends_with_close_notify(end):
 
 
 def test_the_same_with_a_plain_close_loses_records():
-    """The control: without the closing protocol something is lost, in this very set-up."""
-    lost = [run for run in lost_runs(end_by_plain_close) if run[2]]
-    assert lost
+    """The control: without the closing protocol something is lost, in this very set-up.
+
+    Whether it is depends on how far the kernel has come at the time of the close, so on a machine
+    that is busy otherwise it may take more than one round.
+    """
+    assert any(run[2] for _ in range(5) for run in lost_runs(end_by_plain_close))
 
 
 # ---- MSG_MORE --------------------------------------------------------------------------------
