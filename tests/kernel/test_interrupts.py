@@ -113,7 +113,6 @@ def test_a_handler_that_raises_ends_sendall_within_the_data(suite):
     data = pattern(400_000)
     with kernel.wired(suite) as (sock, wire):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
-        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
         sock.settimeout(None)
         with alarms(0.5, raising=True), pytest.raises(Interrupted):
             sock.sendall(data)
@@ -133,10 +132,9 @@ def test_a_partial_send_is_continued_and_never_repeated(suite, size):
     """A full buffer may hold half of a record: send counts it, and the kernel sends the rest."""
     own, other = kernel.sessions(suite)
     near, far = tls.tcp_pair()
-    data = pattern(600_000)
+    data = pattern(400_000)
     with near, far:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
         pyktls.install(near, own)
         near.setblocking(False)
         far.settimeout(TIMEOUT)

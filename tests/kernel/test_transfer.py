@@ -156,7 +156,6 @@ def test_progress_and_error_come_together(keyed, file):
     near, wire = keyed
     near.setblocking(False)
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
-    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 10_000)
     sent, calls = 0, 0
     with Background(wire.recv_data, BIG) as received:
         while sent < BIG:
@@ -261,7 +260,6 @@ def test_ktls_socket_beyond_the_end_of_the_file(file):
 def test_ktls_socket_times_out_and_goes_on(file):
     with kernel.wired(kernel.suite(TLS_1_3)) as (sock, wire):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
-        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 10_000)
         sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             sock.sendfile(file)
