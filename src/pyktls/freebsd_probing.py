@@ -30,19 +30,16 @@ from .kernel_support import (
 )
 from .session import Direction
 from .socket_calls import loopback_pair
+from .trial_connection import HEADER, SAMPLE, TrialConnection, no_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Self
 
 __all__ = ["examine", "situation", "still_without"]
 
 Ciphers: TypeAlias = dict[tuple[int, str, Direction], Answer]
 
 _ERRORS = (OSError, Error, ValueError)
-_PATIENCE = 5.0
-_SAMPLE = b"pyktls looks at how this travels"
-_HEADER = b"\x17\x03\x03"
 _JAILED = "security.jail.jailed"
 
 
@@ -93,7 +90,7 @@ def _try_cipher(version: int, aead: AEAD) -> dict[Direction, Answer]:
     try:
         near, far = loopback_pair()
     except OSError as e:
-        return dict.fromkeys(Direction, _no_loopback(e))
+        return dict.fromkeys(Direction, no_loopback(e, "ifconfig lo0 up"))
     with near, far:
         return {d: _answer(version, aead, d, near) for d in Direction}
 
@@ -130,14 +127,6 @@ def _shut(aead: AEAD, direction: Direction) -> bool:
     return any(values[name] == 0 for name in names)
 
 
-def _no_loopback(error: OSError) -> Answer:
-    answer = refusal(error, "there is no loopback connection to try it on", Cause.NO_LOOPBACK)
-    if answer.code is not Cause.NO_LOOPBACK:
-        return answer
-    remedy = "have the loopback interface up (`ifconfig lo0 up`) and no firewall on it"
-    return Answer(False, answer.reason, remedy, answer.code, answer.errno)
-
-
 # ---- what one connection shows ---------------------------------------------------------------
 
 
@@ -148,55 +137,40 @@ def _ask(trial: Callable[[], Answer]) -> Answer:
         return refusal(e)
 
 
-class _Connection:
-    """A pair on which the first sends, and the second receives if this kernel can do that."""
+class _Connection(TrialConnection):
+    """One whose far end receives only if this kernel can do that."""
 
     def __init__(self, version: int, aead: AEAD, *, receives: bool) -> None:
         self.version, self.aead, self.receives = version, aead, receives
-        self.near, self.far = loopback_pair()
-        self.near.settimeout(_PATIENCE)
-        self.far.settimeout(_PATIENCE)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.near.close()
-        self.far.close()
+        super().__init__()
 
     def switch_on(self) -> None:
         """Raises Unavailable where plain text comes out all the same."""
         freebsd.try_keys(self.near, self.version, self.aead, Direction.TX)
-        freebsd.send_record(self.near, _SAMPLE, 23)
-        if not self.far.recv(100, socket.MSG_PEEK).startswith(_HEADER):
+        freebsd.send_record(self.near, SAMPLE, 23)
+        if not self.far.recv(100, socket.MSG_PEEK).startswith(HEADER):
             raise Unavailable("the kernel says that it has the tx keys and sends plain text")
         if self.receives:
             freebsd.try_keys(self.far, self.version, self.aead, Direction.RX)
-            self.expect(_SAMPLE)
+            self.expect(SAMPLE)
 
-    def expect(self, data: bytes) -> None:
-        got = b""
-        deadline = _records.Deadline(_PATIENCE)
-        while len(got) < len(data):
-            piece, _, _ = _records.recv(self.far.fileno(), len(data) - len(got), 0, deadline)
-            if not piece:
-                break
-            got += piece
-        if got != data:
-            raise Error("the connection does not deliver what was sent")
+    def receive(self, size: int) -> bytes:
+        deadline = _records.Deadline(self.far.gettimeout())
+        data, _, _ = _records.recv(self.far.fileno(), size, 0, deadline)
+        return data
 
     # ---- one question each
 
     def sendfile(self) -> Answer:
         with tempfile.TemporaryFile() as file:
-            file.write(_SAMPLE)
+            file.write(SAMPLE)
             file.flush()
             sent, error = freebsd.sendfile(self.near, file)
         if error is not None:
             raise error
         if not self.receives:
             return Answer(True, "the kernel takes a file")
-        self.expect(_SAMPLE[:sent])
+        self.expect(SAMPLE[:sent])
         return Answer(True, "a file went through it")
 
     def readback(self) -> Answer:

@@ -36,6 +36,7 @@ from pyktls.kernel_support import (
 )
 from pyktls.session import Direction
 from pyktls.socket_calls import loopback_pair
+from pyktls.trial_connection import HEADER, SAMPLE, TrialConnection, no_loopback
 
 from . import defects, options
 from .abi import TLS_RX, TLS_TX
@@ -50,7 +51,6 @@ from .ulp import NO_TLS_REMEDY, set_ulp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Self
 
     from .defects import Defect
 
@@ -60,8 +60,6 @@ Ciphers: TypeAlias = dict[tuple[int, str, Direction], Answer]
 
 #: What a call on a kernel that does as it likes can end in, besides its answer.
 _ERRORS = (OSError, Error, ValueError, struct.error)
-#: A trial takes a fraction of a millisecond; this is for machines that are stuck.
-_PATIENCE = 5.0
 _CAP_NET_ADMIN = 12
 # include/linux/proc_ns.h: the inode numbers of the namespaces that the machine starts with.
 _INITIAL = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
@@ -70,9 +68,6 @@ _MODULE_ROOTS = (
     "/usr/lib/modules",
     "/run/booted-system/kernel-modules/lib/modules",
 )
-#: What goes over a connection, and how a record of TLS begins.
-_SAMPLE = b"pyktls looks at how this travels"
-_HEADER = b"\x17\x03\x03"
 _NO_TLS_1_3 = Answer(
     False,
     "it belongs to TLS 1.3, of which this kernel takes no cipher",
@@ -299,11 +294,7 @@ def _find_tls(release: str, who: Privileges) -> tuple[Answer, Module]:
     try:
         near, far = loopback_pair()
     except OSError as e:
-        answer = refusal(e, "there is no loopback connection to try it on", Cause.NO_LOOPBACK)
-        if answer.code is Cause.NO_LOOPBACK:
-            up = "have the loopback interface up (`ip link set lo up`) and no firewall on it"
-            answer = Answer(False, answer.reason, up, answer.code, answer.errno)
-        return without(answer)
+        return without(no_loopback(e, "ip link set lo up"))
     with near, far:
         try:
             attach(near)
@@ -465,70 +456,52 @@ def _ask(trial: Callable[[], Answer]) -> Answer:
         return refusal(e)
 
 
-class _Connection:
-    """A pair on which the first sends and the second receives."""
-
+class _Connection(TrialConnection):
     def __init__(self, version: int, aead: AEAD) -> None:
         self.version = version
         self.info = zero_keys(version, aead)
-        self.near, self.far = loopback_pair()
-        self.near.settimeout(_PATIENCE)
-        self.far.settimeout(_PATIENCE)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.near.close()
-        self.far.close()
+        super().__init__()
 
     def switch_on(self, *, receives: bool) -> None:
         """Both ends, or the first alone.  Raises Pretended where plain text comes out."""
         attach(self.near)
         give_keys(self.near, TLS_TX, self.info)
-        self.near.sendall(_SAMPLE)
+        self.near.sendall(SAMPLE)
         # At the other end nothing is in the kernel yet: this is what travels.
-        if not self.far.recv(100, socket.MSG_PEEK).startswith(_HEADER):
+        if not self.far.recv(100, socket.MSG_PEEK).startswith(HEADER):
             raise Pretended("the kernel says that it has keys for TLS_TX and sends plain text")
         if receives:
             attach(self.far)
             give_keys(self.far, TLS_RX, self.info)
-            self.expect(_SAMPLE)
+            self.expect(SAMPLE)
 
-    def expect(self, data: bytes) -> None:
-        got = b""
-        while len(got) < len(data):
-            record = recv_record(self.far, len(data) - len(got))
-            if not record.data:
-                break
-            got += record.data
-        if got != data:
-            raise Error("the connection does not deliver what was sent")
+    def receive(self, size: int) -> bytes:
+        return recv_record(self.far, size).data
 
     # ---- one question each
 
     def sendfile(self) -> Answer:
         file = os.memfd_create("pyktls")
         try:
-            os.write(file, _SAMPLE)
+            os.write(file, SAMPLE)
             sent, error = sendfile(self.near, file)
         finally:
             os.close(file)
         if error is not None:
             raise error
-        self.expect(_SAMPLE[:sent])
+        self.expect(SAMPLE[:sent])
         return Answer(True, "a file went through it")
 
     def msg_eor(self) -> Answer:
         try:
-            send_record(self.near, _SAMPLE, flags=socket.MSG_EOR)
+            send_record(self.near, SAMPLE, flags=socket.MSG_EOR)
         except OSError as e:
             if e.errno != errno.EOPNOTSUPP:
                 raise
             text = "this kernel takes no MSG_EOR on a TLS socket"
             since = "Linux takes it since 6.6; without it each send ends a record just the same"
             return Answer(False, text, since, Cause.TOO_OLD, e.errno)
-        self.expect(_SAMPLE)
+        self.expect(SAMPLE)
         return Answer(True, "the kernel takes MSG_EOR")
 
     def sock_diag(self, who: Privileges) -> Answer:
@@ -575,8 +548,8 @@ class _Connection:
         }
         if all(answers.values()):
             try:
-                self.near.sendall(_SAMPLE)
-                self.expect(_SAMPLE)
+                self.near.sendall(SAMPLE)
+                self.expect(SAMPLE)
             except _ERRORS as e:
                 answers = dict.fromkeys(Direction, refusal(e, "no data after a change of keys"))
         return answers
