@@ -223,7 +223,8 @@ class KTLSSocket(socket.socket):
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive at most ``bufsize`` bytes; ``b""`` after the peer's close_notify."""
         bufsize = arguments.size(bufsize, "recv")
-        arguments.flags(flags)
+        if flags != 0:
+            arguments.flags(flags)
         if self._plain(flags) and bufsize:
             with self._receive_lock:
                 if not self._leftover and not self._receive_ended and not self._receive_error:
@@ -239,7 +240,8 @@ class KTLSSocket(socket.socket):
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /) -> int:
         """Receive into ``buffer``; returns the number of bytes, 0 after the peer's close_notify."""
         nbytes = arguments.size(nbytes, "recv_into")
-        arguments.flags(flags)
+        if flags != 0:
+            arguments.flags(flags)
         with (
             arguments.buffer_view(buffer, writable=True) as whole,
             whole[: nbytes or len(whole)] as view,
@@ -406,17 +408,17 @@ class KTLSSocket(socket.socket):
         deadline: _records.Deadline,
     ) -> None:
         """_control, with what is in the caller's buffers, and must not stay there."""
-        piece = b"".join(views)[:received]
+        piece = bytearray()
         for view in views:
-            part = min(received, len(view))
-            view[:part] = bytes(part)
-            received -= part
+            part = view[: received - len(piece)]
+            piece += part
+            part[:] = bytes(len(part))
         asked = sum(map(len, views))
         self._control(piece, record_type, msg_flags, flags, asked, deadline)
 
     def _control(
         self,
-        piece: bytes,
+        piece: bytes | bytearray,
         record_type: int,
         msg_flags: int,
         flags: int,
@@ -488,7 +490,7 @@ class KTLSSocket(socket.socket):
         Raises what recv raises, and Unavailable where the kernel cannot do it without losing data
         (pyktls.linux.splice_to_pipe).
         """
-        arguments.integer("count", count, 1, 2**63 - 1, bounds="from 1 to 2**63 - 1")
+        arguments.count("count", count, lowest=1)
         target = descriptor(pipe)
         with self._receive_lock:
             deadline = _records.Deadline(self.gettimeout())
@@ -743,7 +745,7 @@ class KTLSSocket(socket.socket):
         Raises OSError of splice(2), and Unavailable where the kernel corrupts such records
         (pyktls.linux.splice_from_pipe).
         """
-        arguments.integer("count", count, 1, 2**63 - 1, bounds="from 1 to 2**63 - 1")
+        arguments.count("count", count, lowest=1)
         source = descriptor(pipe)
         with self._send_lock:
             deadline = self._before_sending()
@@ -954,9 +956,9 @@ class _Connection:
 
 
 def _check_file(file: Any, offset: int, count: int | None) -> None:
-    arguments.integer("offset", offset, 0, 2**63 - 1, bounds="from 0 to 2**63 - 1")
+    arguments.count("offset", offset)
     if count is not None:
-        arguments.integer("count", count, 1, 2**63 - 1, bounds="from 1 to 2**63 - 1")
+        arguments.count("count", count, lowest=1)
     if "b" not in getattr(file, "mode", "b"):
         raise InvalidValue("the file must be opened in binary mode")
     if not hasattr(file, "read"):
