@@ -6,7 +6,7 @@ import operator
 
 from .errors import InvalidType, InvalidValue
 
-__all__ = ["buffer_view", "buffer_views", "flags", "integer", "size"]
+__all__ = ["buffer_view", "buffer_views", "count", "flags", "integer", "size"]
 
 
 def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str = "") -> int:
@@ -19,6 +19,11 @@ def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str 
     if not lowest <= value <= highest:
         raise InvalidValue(f"{name} must be {bounds or f'from {lowest} to {highest}'}, not {value}")
     return value
+
+
+def count(name: str, value: object, lowest: int = 0) -> int:
+    """A number of bytes, or an offset, that the kernel takes as a signed one of 64 bits."""
+    return integer(name, value, lowest, 2**63 - 1, bounds=f"from {lowest} to 2**63 - 1")
 
 
 def size(value: object, call: str, what: str = "buffersize") -> int:

@@ -481,7 +481,7 @@ def sendfile(
     once is normal (EAGAIN on a non-blocking socket whose buffer is full, EINTR).
     """
     for name, number in (("offset", offset), ("count", count)):
-        arguments.integer(name, number, 0, 2**63 - 1, bounds="from 0 to 2**63 - 1")
+        arguments.count(name, number)
     arguments.flags(flags)
     fd, source = descriptor(sock), descriptor(file)
     _only_on_freebsd()

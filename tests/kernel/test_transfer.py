@@ -203,7 +203,7 @@ def test_a_dead_connection_is_the_error_and_no_byte_is_claimed(keyed, file):
 
 @pytest.mark.parametrize("name", ["offset", "count"])
 def test_sendfile_arguments(keyed, file, name):
-    near, _ = keyed
+    near, wire = keyed
     for wrong in (None, "1", 1.0, True):
         with pytest.raises(InvalidType, match=rf"^{name} must be an int, not "):
             linux.sendfile(near, file, **{name: wrong})
@@ -212,6 +212,12 @@ def test_sendfile_arguments(keyed, file, name):
             linux.sendfile(near, file, **{name: wrong})
     with pytest.raises(InvalidType, match=r"a socket or a file descriptor is needed, not NoneType"):
         linux.sendfile(near, None)
+    for around in ("headers", "trailers"):
+        for wrong in (["text"], 5, [None]):
+            with pytest.raises(InvalidType):
+                linux.sendfile(near, file, 0, 10, **{around: wrong})
+    near.sendall(b"nothing was sent before")
+    assert wire.recv() == (DATA, b"nothing was sent before")
 
 
 # ---- sendfile: the socket --------------------------------------------------------------------

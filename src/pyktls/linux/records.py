@@ -55,10 +55,13 @@ class Record:
         return bool(self.flags & socket.MSG_EOR)
 
 
-def _deadline(sock: HasFileno | int) -> _records.Deadline:
+def _begin(sock: HasFileno | int, flags: int) -> tuple[int, _records.Deadline]:
+    """What every call here begins with: its checks, the descriptor, and when it has to be over."""
+    arguments.flags(flags)
+    fd = descriptor(sock)
     only_on_linux()
     timeout = getattr(sock, "gettimeout", None)
-    return _records.Deadline(None if timeout is None else timeout())
+    return fd, _records.Deadline(None if timeout is None else timeout())
 
 
 def _type(number: int) -> int | None:
@@ -73,8 +76,8 @@ def recv_record(sock: HasFileno | int, size: int, flags: int = 0) -> Record:
     EKEYEXPIRED (a KeyUpdate came: new keys first), and those of a TCP socket.
     """
     arguments.integer("size", size, 0, 2**31 - 1, bounds="from 0 to 2**31 - 1")
-    arguments.flags(flags)
-    data, record_type, msg_flags = _records.recv(descriptor(sock), size, flags, _deadline(sock))
+    fd, deadline = _begin(sock, flags)
+    data, record_type, msg_flags = _records.recv(fd, size, flags, deadline)
     return Record(data, _type(record_type), msg_flags)
 
 
@@ -82,10 +85,8 @@ def recv_record_into(
     sock: HasFileno | int, buffers: Sequence[WriteableBuffer], flags: int = 0
 ) -> tuple[int, int | None, int]:
     """The same into ``buffers``, one after the other; ``(bytes, record type, msg_flags)``."""
-    arguments.flags(flags)
-    received, record_type, msg_flags = _records.recvmsg_into(
-        descriptor(sock), buffers, flags, _deadline(sock)
-    )
+    fd, deadline = _begin(sock, flags)
+    received, record_type, msg_flags = _records.recvmsg_into(fd, buffers, flags, deadline)
     return received, _type(record_type), msg_flags
 
 
@@ -112,9 +113,9 @@ def send_record(
     number = _records.NO_RECORD_TYPE
     if record_type is not None:
         number = arguments.integer("record_type", record_type, 1, 255)
-    arguments.flags(flags)
+    fd, deadline = _begin(sock, flags)
     buffers = data if isinstance(data, (list, tuple)) else (data,)
-    return _records.sendmsg(descriptor(sock), buffers, flags, number, _deadline(sock))
+    return _records.sendmsg(fd, buffers, flags, number, deadline)
 
 
 def flush(sock: HasFileno | int, flags: int = 0) -> None:
@@ -124,5 +125,5 @@ def flush(sock: HasFileno | int, flags: int = 0) -> None:
     sendmsg(2) of no bytes with a record type.  Where a network card encrypts, this makes an empty
     data record.
     """
-    arguments.flags(flags)
-    _records.sendmsg(descriptor(sock), (), flags, 23, _deadline(sock))
+    fd, deadline = _begin(sock, flags)
+    _records.sendmsg(fd, (), flags, 23, deadline)

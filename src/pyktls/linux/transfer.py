@@ -35,11 +35,6 @@ __all__ = ["sendfile", "splice_from_pipe", "splice_to_pipe"]
 _MOST = 0x7FFFF000
 
 
-def _check_counts(**numbers: int) -> None:
-    for name, number in numbers.items():
-        arguments.integer(name, number, 0, 2**63 - 1, bounds="from 0 to 2**63 - 1")
-
-
 # ---- sendfile --------------------------------------------------------------------------------
 
 
@@ -62,19 +57,21 @@ def sendfile(
     ended it, if one did: both at once is normal (EAGAIN on a non-blocking socket whose buffer is
     full, which one with a timeout is, too).
     """
-    _check_counts(offset=offset, count=count)
+    arguments.count("offset", offset)
+    arguments.count("count", count)
+    before, after = arguments.buffer_views(headers), arguments.buffer_views(trailers)
     fd, source = descriptor(sock), descriptor(file)
     only_on_linux()
     sent = 0
     record_is_open = False
     try:
-        for taken in _send_all(fd, headers, socket.MSG_MORE):
+        for taken in _send_all(fd, before, socket.MSG_MORE):
             sent += taken
             record_is_open = True
         for taken in _send_file(fd, source, offset, count):
             sent += taken
             record_is_open = False
-        for taken in _send_all(fd, trailers, 0):
+        for taken in _send_all(fd, after, 0):
             sent += taken
             record_is_open = False
         if record_is_open:
@@ -89,10 +86,9 @@ def sendfile(
     return sent, None
 
 
-def _send_all(fd: int, buffers: Sequence[ReadableBuffer], flags: int) -> Iterator[int]:
+def _send_all(fd: int, views: list[memoryview], flags: int) -> Iterator[int]:
     """Send the buffers whole, in as few calls as there can be; yields what each call took."""
-    pieces = [memoryview(buffer).cast("B") for buffer in buffers]
-    pieces = [piece for piece in pieces if len(piece)]
+    pieces = [view for view in views if len(view)]
     deadline = _records.Deadline(None)
     while pieces:
         last = len(pieces) <= MOST_BUFFERS
@@ -157,7 +153,7 @@ def splice_from_pipe(
     is tried out on a connection of our own; raises Unavailable where records came out wrong, and
     OSError of splice(2).
     """
-    _check_counts(count=count)
+    arguments.count("count", count)
     source, fd = descriptor(pipe), descriptor(sock)
     _refuse_where_defective("splice_from_pipe", defects.splice_from_pipe)
     return _splice(source, fd, count, flags)
@@ -173,7 +169,7 @@ def splice_to_pipe(sock: HasFileno | int, pipe: HasFileno | int, count: int, fla
     Raises OSError: EINVAL (a control record is next: it stays, and recv_record takes it),
     EKEYEXPIRED (a KeyUpdate came), EBADMSG and the others of recv_record, EAGAIN.
     """
-    _check_counts(count=count)
+    arguments.count("count", count)
     fd, target = descriptor(sock), descriptor(pipe)
     _refuse_where_defective("splice_to_pipe", defects.splice_to_pipe)
     return _splice(fd, target, count, flags)

@@ -31,9 +31,9 @@ from support.selftest import (
 # (bytes for each call, bytes that then remain): records of a byte, records that end where a page
 # does, that end beside it, and a file that is one full record.
 CHUNKS = (
-    (4096, 0), (4096, 1), (4096, 2048), (4096, 4096), (4096, 8192), (4096, 12288), (8192, 2048),
-    (8192, 4096), (12288, 1024), (12288, 2000), (15360, 100), (15360, 300), (2048, 4096),
-    (2048, 8192), (1024, 12288), (2000, 12288), (100, 15360), (300, 15360), (1, 1024),
+    *((pages * 4096, more) for pages in (1, 2, 3) for more in (0, 1, 2048, 4096)),
+    (1, 1024), (100, 16000), (1000, 15000), (2500, 10001), (6000, 6000), (9999, 6385),
+    (MOST - 1, 1),
 )  # fmt: skip
 
 
