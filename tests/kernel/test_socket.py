@@ -21,6 +21,7 @@ from typing import Self
 
 import pytest
 
+import pyktls
 from pyktls import InvalidType, InvalidValue, Role, TruncationError
 from pyktls.ciphers import TLS_1_2, TLS_1_3
 from support import kernel, tls
@@ -840,3 +841,72 @@ def test_alpn_is_remembered():
     with tls.connect(client, server) as pair, kernel.pyktls.offload(pair.client) as sock:
         assert sock.selected_alpn_protocol() == "y"
         pair.server.close()
+
+
+# ---- several buffers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suite", kernel.ONE_OF_EACH, ids=kernel.suite_id)
+def test_recvmsg_into_fills_all_its_buffers(suite):
+    with kernel.wired(suite) as (sock, wire):
+        wire.send_data(b"0123456789")
+        buffers = [bytearray(3), bytearray(), bytearray(4), bytearray(b"." * 10)]
+        assert sock.recvmsg_into(buffers) == (10, [], 0, None)
+        assert buffers == [b"012", b"", b"3456", b"789......."]
+        wire.send_data(b"0123456789")
+        buffers = [bytearray(3), bytearray(4)]
+        assert sock.recvmsg_into(buffers) == (7, [], 0, None)
+        assert buffers == [b"012", b"3456"]
+        assert sock.recv(100) == b"789"
+
+
+@pytest.mark.parametrize("suite", kernel.ONE_OF_EACH, ids=kernel.suite_id)
+def test_nothing_of_a_control_record_stays_in_the_buffers(suite):
+    with kernel.wired(suite) as (sock, wire):
+        if suite.version == TLS_1_3:
+            wire.send(22, kernel.new_session_ticket(40))  # longer than both buffers
+        else:
+            wire.send_alert(1, 90)  # a warning
+        wire.send_data(b"abc")
+        buffers = [bytearray(b"." * 2), bytearray(b"." * 8)]
+        assert sock.recvmsg_into(buffers) == (3, [], 0, None)
+        if suite.version == TLS_1_3:
+            assert buffers == [b"ab", b"c" + bytes(7)]
+        else:
+            assert buffers == [b"ab", b"c" + b"." * 7]
+        wire.close_notify()
+        assert sock.recvmsg_into(buffers) == (0, [], 0, None)
+
+
+def test_recvmsg_into_with_flags_and_errors():
+    with kernel.wired(kernel.suite(TLS_1_3)) as (sock, wire):
+        wire.send_data(b"0123")
+        buffers = [bytearray(2), bytearray(4)]
+        assert sock.recvmsg_into(buffers, 0, socket.MSG_PEEK)[0] == 2
+        assert buffers == [b"01", bytes(4)]
+        wire.send_data(b"45")
+        assert sock.recvmsg_into(buffers, 0, socket.MSG_WAITALL)[0] == 6
+        assert buffers == [b"01", b"2345"]
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recvmsg_into(buffers)
+        wire.sock.close()
+        sock.settimeout(kernel.TIMEOUT)
+        for _ in range(2):
+            with pytest.raises(TruncationError):
+                sock.recvmsg_into(buffers)
+
+
+def test_recvmsg_into_serves_first_what_openssl_had_decrypted():
+    with kernel.openssl_pair(TLS_1_3) as (own, peer):
+        peer.sendall(b"0123456789")
+        assert own.recv(1) == b"0"
+        with pyktls.offload(own) as sock:
+            peer.sendall(b"then")
+            buffers = [bytearray(4), bytearray(20)]
+            received, data = 0, b""
+            while received < 13:
+                count = sock.recvmsg_into(buffers)[0]
+                data += b"".join(buffers)[:count]
+                received += count
+            assert data == b"123456789then"
