@@ -24,6 +24,7 @@ def main() -> int:
     if not options.kernel:
         print(f"This kernel has no TLS: booting {', '.join(kernels)} in QEMU, one after the other.")
     outcomes = {}
+    reasons = {}
     for kernel in kernels:
         print(f"\n==== Linux {kernel}", flush=True)
         try:
@@ -31,11 +32,11 @@ def main() -> int:
         except lab.LabError as e:
             print(f"lab: {e}", file=sys.stderr)
             outcomes[kernel] = 125
+            reasons[kernel] = f": {str(e).partition(chr(10))[0]}"
     print()
     for kernel, status in outcomes.items():
-        print(
-            f"Linux {kernel:<10} {'all as it should be' if status == 0 else f'FAILED ({status})'}"
-        )
+        said = f"FAILED ({status}){reasons.get(kernel, '')}" if status else "all as it should be"
+        print(f"Linux {kernel:<10} {said}")
     return max(outcomes.values())
 
 

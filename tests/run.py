@@ -47,6 +47,7 @@ class Part:
     status: int | None = None
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
+    lab_said: str = ""
 
     @property
     def report(self) -> pathlib.Path:
@@ -56,7 +57,7 @@ class Part:
     def failed(self) -> str:
         """Why this part failed, empty if it did not."""
         if self.status is None:
-            return "the lab could not run it"
+            return f"the lab could not run it: {self.lab_said}"
         if self.status != 0:
             return f"exit status {self.status}"
         if not self.counts.get("tests"):
@@ -85,6 +86,7 @@ class Part:
                 self.status = lab.run(self.kernel, command, timeout=TIMEOUT, output=output)
             except lab.LabError as e:
                 failure = f"lab: {e}\n"
+                self.lab_said = str(e).partition("\n")[0]
             output.seek(0)
             text = output.read().decode(errors="replace")
         with PRINTING:

@@ -34,6 +34,7 @@ from .tools import require, require_all, search_path
 
 DEFAULT_MEMORY = "2G"
 DEFAULT_CPUS = 2
+BOOT_ATTEMPTS = 2
 BOOT_TIMEOUT = 300.0  # it takes 10 s; much more on a busy machine, and with icount
 
 # What the command sees of the host's environment. Add to it with `env=` or `--env`.
@@ -62,6 +63,10 @@ class GuestError(LabError):
     """The guest did not boot, died, or ran out of time: there is no exit status of the command."""
 
 
+class BootError(GuestError):
+    """The guest did not get as far as to start the command."""
+
+
 @dataclass(frozen=True)
 class Result:
     status: int
@@ -86,14 +91,23 @@ def run(
     """Run `command` on the kernel of that name (or path) and return its exit status.
 
     Output appears on this process's stdout and stderr, or all of it in `output`. Raises LabError if
-    the lab cannot do it.
+    the lab cannot do it. An emulated machine on a busy one does not always come up: a guest that
+    did not get as far as to start the command is booted once more.
     """
     require_all()
     with obtain(kernel) as found:
-        return boot(
-            found, command, memory=memory, cpus=cpus, icount=icount, timeout=timeout, env=env,
-            writable=writable, cwd=cwd, stdout=output, stderr=output,
-        ).status  # fmt: skip
+        for attempt in range(BOOT_ATTEMPTS):
+            try:
+                return boot(
+                    found, command, memory=memory, cpus=cpus, icount=icount, timeout=timeout,
+                    env=env, writable=writable, cwd=cwd, stdout=output, stderr=output,
+                ).status  # fmt: skip
+            except BootError as error:
+                if attempt + 1 == BOOT_ATTEMPTS:
+                    raise
+                say(f"{kernel}: {error}")
+                say(f"{kernel}: booting once more")
+    raise AssertionError("the loop ends by return or raise")
 
 
 def boot(
@@ -306,7 +320,8 @@ class _Session:
         else:
             what = "died while the command ran"
         tail = self.console.tail()
-        return GuestError(f"the guest {what}\n--- the end of its console ---\n{tail}\n---")
+        kind = BootError if self.release is None else GuestError
+        return kind(f"the guest {what}\n--- the end of its console ---\n{tail}\n---")
 
 
 class _Console:

@@ -29,6 +29,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,8 @@ WITHOUT_UPDATES = "-main"
 # The kernels with TLS; 5.10 is configured without. Run on all of these unless told otherwise.
 STOCK = ("6.1", "6.12", "7.3")
 NAMES = ("5.10", *STOCK, f"6.1{WITHOUT_UPDATES}", *(name + NO_TLS for name in STOCK))
+FETCH_ATTEMPTS = 2
+FETCH_PAUSE = 10.0
 METAPACKAGE = "linux-image-amd64"
 KEYRINGS = tuple(
     Path(f"/usr/share/keyrings/debian-archive-keyring.{ending}") for ending in ("pgp", "gpg")
@@ -151,7 +154,7 @@ def _make(name: str, refresh: bool) -> None:
             with obtain(name.removesuffix(NO_TLS), refresh) as base:
                 _copy_without(base, root, "tls")
         else:
-            _fetch(name, root, Path(scratch))
+            _fetch_patiently(name, root, Path(scratch))
         if not root.exists():
             return  # the one in the cache is the newest
         place = kernels / name
@@ -188,6 +191,22 @@ def _copy_without(base: Kernel, root: Path, module: str) -> None:
 
 
 # Fetching
+
+
+def _fetch_patiently(name: str, root: Path, scratch: Path) -> None:
+    """Fetch; once more, from the archive's index on, if the archive changed or failed under it."""
+    for attempt in range(1, FETCH_ATTEMPTS + 1):
+        try:
+            _fetch(name, root, scratch / str(attempt))
+        except LabError as error:
+            if attempt == FETCH_ATTEMPTS:
+                raise
+            say(f"{name}: {error}")
+            say(f"{name}: fetching once more")
+            shutil.rmtree(root, ignore_errors=True)
+            time.sleep(FETCH_PAUSE)
+        else:
+            return
 
 
 def _fetch(name: str, root: Path, scratch: Path) -> None:

@@ -172,6 +172,57 @@ def test_the_cache_holds_whole_kernels_only(monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
+def test_a_failed_fetch_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "FETCH_PAUSE", 0)
+    scratches = []
+
+    def fails_once(series: str, root: Path, scratch: Path) -> None:
+        scratches.append(scratch)
+        if len(scratches) == 1:
+            root.mkdir()
+            raise LabError("the file is gone")
+        fake_fetch(series, root, scratch)
+
+    monkeypatch.setattr(kernels, "_fetch", fails_once)
+    with kernels.obtain("6.12") as kernel:
+        assert kernel.release == "6.12.9"
+    assert len(set(scratches)) == 2
+
+    def fails(_series: str, _root: Path, scratch: Path) -> None:
+        scratches.append(scratch)
+        raise LabError("no archive")
+
+    monkeypatch.setattr(kernels, "_fetch", fails)
+    with pytest.raises(LabError, match="no archive"), kernels.obtain("7.3"):
+        pass
+    assert len(set(scratches)) == 4
+    assert kernels.cached("7.3") is None
+
+
+def test_a_guest_that_does_not_come_up_is_booted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "require_all", lambda: None)
+    monkeypatch.setattr(kernels, "_fetch", fake_fetch)
+    outcomes: list[boot.Result | boot.GuestError] = []
+
+    def fake_boot(*_arguments: object, **_options: object) -> boot.Result:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, boot.GuestError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(boot, "boot", fake_boot)
+    done = boot.Result(3, "6.12.9", 1, 1)
+    outcomes[:] = [boot.BootError("did not boot"), done]
+    assert boot.run("6.12", ["true"]) == 3
+    outcomes[:] = [boot.BootError("did not boot"), boot.BootError("again"), done]
+    with pytest.raises(boot.BootError, match="again"):
+        boot.run("6.12", ["true"])
+    # The command had begun: it is not run a second time.
+    outcomes[:] = [boot.GuestError("died"), done]
+    with pytest.raises(boot.GuestError, match="died"):
+        boot.run("6.12", ["true"])
+
+
 def test_notls_is_the_same_kernel_without_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_fetch", fake_fetch)
     monkeypatch.setattr(kernels, "_finish", fake_finish)
@@ -259,9 +310,11 @@ def test_a_failure_shows_the_end_of_the_console_as_plain_text() -> None:
     session.console.write(b"\x1bc\x1b[31mKernel panic\x1b[0m - not sync")
     session.console.write(b"ing\r\n")
     assert "did not boot\n" in str(session._failure())
+    assert type(session._failure()) is boot.BootError
     assert "\nKernel panic - not syncing\n" in str(session._failure())
     session._take(frames((guest.READY, b"6.12")))
     assert "died while the command ran" in str(session._failure())
+    assert type(session._failure()) is boot.GuestError
     session.deadline = 0
     assert "longer than 5 s" in str(session._failure())
 
