@@ -27,9 +27,10 @@ from .errors import (
     Unavailable,
 )
 from .handoff import extract, watch
+from .offloading import offload
 from .probe import Answer, Cause, KernelSupport, probe
 from .session import Direction, DirectionKeys, Role, Session
-from .sockets import KTLSSocket, offload
+from .sockets import KTLSSocket
 from .status import Mode, Status, status
 from .survey import SocketInfo, TCPState, sockets
 from .switch import install

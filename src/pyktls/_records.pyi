@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import final
+from typing import Any, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -26,3 +26,39 @@ def recvmsg_into(
 def sendmsg(
     fd: int, buffers: Iterable[ReadableBuffer], flags: int, record_type: int, deadline: Deadline
 ) -> int: ...
+
+@final
+class Lock:
+    def acquire(self, timeout: float | None = None) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+class Channel:
+    fd: int
+    timeout: float | None
+    straight_in: bool
+    straight_out: bool
+    records_sent: int
+    next_count: int
+    reading_data: bool
+    @property
+    def receive_lock(self) -> Lock: ...
+    @property
+    def send_lock(self) -> Lock: ...
+    def deadline(self) -> Deadline: ...
+    def note_data(self, record_type: int, received: int, msg_flags: int, peeked: bool) -> bool: ...
+
+class SocketMethods:
+    def recv(self, bufsize: int = 1024, flags: int = 0, /) -> bytes: ...
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = 0, flags: int = 0) -> int: ...
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int: ...
+    def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None: ...
+    def sendmsg(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        ancdata: Any = (),
+        flags: int = 0,
+        address: object = None,
+        /,
+    ) -> int: ...

@@ -8,6 +8,12 @@ from the beginning.
 
 A ``timeout`` is as socket.gettimeout() gives it: None waits for ever, 0 does not wait, any other
 number is a limit in seconds.  The descriptor has the blocking mode that goes with it.
+
+There are three floors.  Functions (``recv``, ``send``, ...) make one call on a descriptor.
+``Channel`` is what the hot path has to know of one connection; record_layer.py derives from it and
+adds all the rest.  ``SocketMethods`` puts its calls under the names that a socket has.  A read or a
+write goes from there straight to the kernel as long as there is nothing else to do; whatever is
+out of the ordinary, an argument to be refused included, goes to record_layer.py.
 """
 
 cimport cython
@@ -20,8 +26,13 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.long cimport PyLong_AsSsize_t
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
+
+import os
 
 from pyktls.errors import InvalidType, InvalidValue, syscall_error
 
@@ -46,6 +57,30 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout)
 
 
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_EOR
+
+
+cdef extern from "pythread.h":
+    # Python's own locks, as threading uses them; they are in the stable ABI.
+    ctypedef void *PyThread_type_lock
+    ctypedef enum PyLockStatus:
+        PY_LOCK_FAILURE
+        PY_LOCK_ACQUIRED
+        PY_LOCK_INTR
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock)
+    int PyThread_acquire_lock(PyThread_type_lock, int wait) nogil
+    PyLockStatus PyThread_acquire_lock_timed(
+        PyThread_type_lock, long long microseconds, int interruptible) nogil
+    void PyThread_release_lock(PyThread_type_lock)
+    unsigned long PyThread_get_thread_ident()
+
+
+cdef extern from *:
+    int _PyBytes_Resize(PyObject **data, Py_ssize_t size) except -1
+
+
 cdef extern from "kernel.h" nogil:
     struct iovec:
         void *iov_base
@@ -53,6 +88,8 @@ cdef extern from "kernel.h" nogil:
     int PYKTLS_NO_RECORD_TYPE
     Py_ssize_t pyktls_recv_record_vector(int fd, const iovec *iov, size_t iov_count, int flags,
                                          int *record_type, int *msg_flags)
+    int pyktls_system()
+    int PYKTLS_FREEBSD
     Py_ssize_t pyktls_send_record(int fd, const iovec *iov, size_t iov_count, int flags,
                                   int record_type)
 
@@ -63,6 +100,9 @@ NO_RECORD_TYPE = PYKTLS_NO_RECORD_TYPE
 cdef enum:
     MOST_BUFFERS = 1024  # IOV_MAX of both systems
     LONGEST_POLL_MS = 1 << 30
+    APPLICATION_DATA = 23  # RFC 8446 section 5.1
+    MOST_FLAGS = 0x7FFFFFFF
+    FULL_RECORD_BITS = 14  # a full record has 2**14 bytes
 
 
 cdef int get_buffer(object source, Py_buffer *view, int flags) except -1:
@@ -74,47 +114,83 @@ cdef int get_buffer(object source, Py_buffer *view, int flags) except -1:
     return 0
 
 
+cdef bint gives_buffer(object source, Py_buffer *view, int flags) noexcept:
+    """The same without an error."""
+    try:
+        PyObject_GetBuffer(source, view, flags)
+    except Exception:  # whatever it is, it comes again where it is looked at
+        return False
+    return True
+
+
 cdef double now() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <double>t.tv_sec + <double>t.tv_nsec * 1e-9
 
 
+cdef struct Wait:
+    bint bounded  # False: no limit
+    bint waits  # False: a call that would block fails at once
+    bint begun  # the clock is running
+    double limit  # seconds; once it has begun, the time by the monotonic clock
+
+
+cdef void begin(Wait *wait) noexcept nogil:
+    """Let the clock run.  A call that need not wait never looks at it."""
+    if wait.bounded and not wait.begun:
+        wait.limit += now()
+        wait.begun = True
+
+
+cdef Wait wait_for(object timeout) except *:
+    cdef Wait wait
+    wait.bounded = timeout is not None
+    wait.limit = 0.0 if timeout is None else float(timeout)
+    wait.waits = not wait.bounded or wait.limit != 0.0
+    wait.begun = False
+    return wait
+
+
 @cython.final
 cdef class Deadline:
     """When a call has to be over: from a timeout as socket.gettimeout() gives it."""
 
-    cdef double limit
-    cdef bint waits  # False: a call that would block fails at once
-    cdef bint bounded  # False: no limit
+    cdef Wait wait
 
     def __cinit__(self, timeout):
-        self.bounded = timeout is not None
-        self.limit = 0.0
-        self.waits = True
-        if self.bounded:
-            seconds = float(timeout)
-            self.waits = seconds != 0.0
-            self.limit = now() + seconds
+        self.wait = wait_for(timeout)
+        begin(&self.wait)
 
     def remaining(self):
         """Seconds left, as a timeout: None without limit, never below 0."""
-        if not self.bounded:
+        if not self.wait.bounded:
             return None
-        if not self.waits:
+        if not self.wait.waits:
             return 0.0
-        return max(0.0, self.limit - now())
+        return max(0.0, self.wait.limit - now())
 
 
-cdef int wait_until_ready(int fd, short events, Deadline deadline) except -1:
-    """Waits for poll(2); raises TimeoutError at the deadline."""
+cdef Deadline deadline_of(Wait *wait):
+    """The same moment, for Python."""
+    cdef Deadline deadline = Deadline(None)
+    begin(wait)
+    deadline.wait = wait[0]
+    return deadline
+
+
+cdef int wait_until_ready(int fd, short events, Wait *wait) except -1:
+    """Waits for poll(2); raises TimeoutError at the deadline, BlockingIOError if it is at once."""
     cdef pollfd p
     cdef double left
     cdef int milliseconds, ready, error
+    begin(wait)
     while True:
         milliseconds = -1
-        if deadline.bounded:
-            left = deadline.limit - now()
+        if not wait.waits:
+            milliseconds = 0
+        elif wait.bounded:
+            left = wait.limit - now()
             if left <= 0.0:
                 raise TimeoutError("timed out")
             left = ceil(left * 1000.0)
@@ -127,6 +203,8 @@ cdef int wait_until_ready(int fd, short events, Deadline deadline) except -1:
             error = errno
         if ready > 0:
             return 0
+        if ready == 0 and not wait.waits:
+            raise BlockingIOError(EAGAIN, "the descriptor is not ready")
         if ready < 0:
             if error != EINTR:
                 raise syscall_error(error, "poll")
@@ -134,18 +212,21 @@ cdef int wait_until_ready(int fd, short events, Deadline deadline) except -1:
 
 
 def wait_readable(int fd, Deadline deadline not None):
-    """Wait until ``fd`` can be read; raises TimeoutError at the deadline."""
-    wait_until_ready(fd, POLLIN, deadline)
+    """Wait until ``fd`` can be read; raises TimeoutError at the deadline.
+
+    With a timeout of 0 it only looks, and raises BlockingIOError if it cannot be read.
+    """
+    wait_until_ready(fd, POLLIN, &deadline.wait)
 
 
 def wait_writable(int fd, Deadline deadline not None):
-    """Wait until ``fd`` can be written; raises TimeoutError at the deadline."""
-    wait_until_ready(fd, POLLOUT, deadline)
+    """Wait until ``fd`` can be written; otherwise as wait_readable."""
+    wait_until_ready(fd, POLLOUT, &deadline.wait)
 
 
-cdef int pause(int milliseconds, Deadline deadline) except -1:
+cdef int pause(int milliseconds, Wait *wait) except -1:
     """Sleep, at most up to the deadline."""
-    cdef double left = (deadline.limit - now()) * 1000.0
+    cdef double left = (wait.limit - now()) * 1000.0
     if left < milliseconds:
         milliseconds = <int>ceil(left)
     if milliseconds > 0:
@@ -155,7 +236,7 @@ cdef int pause(int milliseconds, Deadline deadline) except -1:
     return 0
 
 
-cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Deadline deadline,
+cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Wait *wait,
                         int *record_type, int *msg_flags) except -1:
     cdef Py_ssize_t received
     cdef int backoff = 0
@@ -166,19 +247,19 @@ cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Deadl
             return received
         if received == -EINTR:
             PyErr_CheckSignals()
-        elif received == -EAGAIN and deadline.bounded and deadline.waits:
+        elif received == -EAGAIN and wait.bounded and wait.waits:
             # Linux before 6.5 says POLLIN for a part of a record, which recvmsg does not give:
             # without a pause a peer that stops within a record would keep the processor busy.
             if backoff:
-                pause(backoff, deadline)
+                pause(backoff, wait)
             backoff = min(2 * backoff + 1, 15)
-            wait_until_ready(fd, POLLIN, deadline)
+            wait_until_ready(fd, POLLIN, wait)
         else:
             raise syscall_error(<int>-received, "recvmsg")
 
 
 cdef Py_ssize_t transmit(int fd, const iovec *iov, size_t count, int flags, int record_type,
-                         Deadline deadline) except -1:
+                         Wait *wait) except -1:
     cdef Py_ssize_t sent
     while True:
         with nogil:
@@ -187,10 +268,23 @@ cdef Py_ssize_t transmit(int fd, const iovec *iov, size_t count, int flags, int 
             return sent
         if sent == -EINTR:
             PyErr_CheckSignals()
-        elif sent == -EAGAIN and deadline.bounded and deadline.waits:
-            wait_until_ready(fd, POLLOUT, deadline)
+        elif sent == -EAGAIN and wait.bounded and wait.waits:
+            wait_until_ready(fd, POLLOUT, wait)
         else:
             raise syscall_error(<int>-sent, "sendmsg")
+
+
+cdef int transmit_all(int fd, const void *data, size_t size, int flags, Wait *wait) except -1:
+    cdef iovec iov
+    cdef Py_ssize_t sent
+    iov.iov_base = <void *>data
+    iov.iov_len = size
+    while iov.iov_len > 0:
+        sent = transmit(fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, wait)
+        iov.iov_base = <char *>iov.iov_base + sent
+        iov.iov_len -= <size_t>sent
+        PyErr_CheckSignals()
+    return 0
 
 
 def recv_into(int fd, buffer, size_t size, int flags, Deadline deadline not None):
@@ -209,7 +303,7 @@ def recv_into(int fd, buffer, size_t size, int flags, Deadline deadline not None
             size = <size_t>view.len
         iov.iov_base = view.buf
         iov.iov_len = size
-        received = receive(fd, &iov, 1, flags, deadline, &record_type, &msg_flags)
+        received = receive(fd, &iov, 1, flags, &deadline.wait, &record_type, &msg_flags)
     finally:
         PyBuffer_Release(&view)
     return received, record_type, msg_flags
@@ -223,7 +317,7 @@ def recv(int fd, Py_ssize_t size, int flags, Deadline deadline not None):
     cdef iovec iov
     iov.iov_base = PyBytes_AsString(data)
     iov.iov_len = <size_t>size
-    received = receive(fd, &iov, 1, flags, deadline, &record_type, &msg_flags)
+    received = receive(fd, &iov, 1, flags, &deadline.wait, &record_type, &msg_flags)
     if received < size:
         data = PyBytes_FromStringAndSize(<char *>iov.iov_base, received)
     return data, record_type, msg_flags
@@ -240,7 +334,7 @@ def send(int fd, buffer, int flags, int record_type, Deadline deadline not None)
     try:
         iov.iov_base = view.buf
         iov.iov_len = <size_t>view.len
-        return transmit(fd, &iov, 1, flags, record_type, deadline)
+        return transmit(fd, &iov, 1, flags, record_type, &deadline.wait)
     finally:
         PyBuffer_Release(&view)
 
@@ -251,17 +345,9 @@ def sendall(int fd, buffer, int flags, Deadline deadline not None):
     On an error nothing tells how much was sent, as with socket.sendall.
     """
     cdef Py_buffer view
-    cdef iovec iov
-    cdef Py_ssize_t sent
     get_buffer(buffer, &view, PyBUF_SIMPLE)
     try:
-        iov.iov_base = view.buf
-        iov.iov_len = <size_t>view.len
-        while iov.iov_len > 0:
-            sent = transmit(fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, deadline)
-            iov.iov_base = <char *>iov.iov_base + sent
-            iov.iov_len -= <size_t>sent
-            PyErr_CheckSignals()
+        transmit_all(fd, view.buf, <size_t>view.len, flags, &deadline.wait)
     finally:
         PyBuffer_Release(&view)
 
@@ -298,6 +384,12 @@ cdef class Vector:
             self.iov[i].iov_base = self.views[i].buf
             self.iov[i].iov_len = <size_t>self.views[i].len
 
+    cdef Py_ssize_t size(self) noexcept:
+        cdef size_t i, total = 0
+        for i in range(self.count):
+            total += self.iov[i].iov_len
+        return <Py_ssize_t>total
+
     cdef void release(self) noexcept:
         while self.held > 0:
             self.held -= 1
@@ -316,7 +408,7 @@ def recvmsg_into(int fd, buffers, int flags, Deadline deadline not None):
     cdef Py_ssize_t received
     try:
         received = receive(
-            fd, vector.iov, vector.count, flags, deadline, &record_type, &msg_flags
+            fd, vector.iov, vector.count, flags, &deadline.wait, &record_type, &msg_flags
         )
     finally:
         vector.release()
@@ -330,6 +422,428 @@ def sendmsg(int fd, buffers, int flags, int record_type, Deadline deadline not N
     """
     cdef Vector vector = Vector(buffers, False)
     try:
-        return transmit(fd, vector.iov, vector.count, flags, record_type, deadline)
+        return transmit(fd, vector.iov, vector.count, flags, record_type, &deadline.wait)
     finally:
         vector.release()
+
+
+# ---- locks ------------------------------------------------------------------------------------
+
+
+cdef unsigned long forks = 0
+
+
+def _forked():
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+@cython.final
+cdef class Lock:
+    """A reentrant lock that costs next to nothing while nobody else wants it.
+
+    Reentrant, because a signal handler may use a connection in the middle of a call on it.  In the
+    child of a fork it is free: the thread that held it has stayed with the parent.
+    """
+
+    cdef PyThread_type_lock lock
+    cdef unsigned long owner  # meaningful while depth is not 0
+    cdef unsigned long depth
+    cdef unsigned long forked
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+        self.forked = forks
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    cdef bint take(self) except -1:
+        """Take it if it is free, or mine already."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if self.forked != forks:
+            # The old one may be held for ever; it is left as it is.
+            self.lock = PyThread_allocate_lock()
+            if self.lock == NULL:
+                raise MemoryError
+            self.depth = 0
+            self.forked = forks
+        if self.depth > 0 and self.owner == me:
+            self.depth += 1
+            return True
+        if not PyThread_acquire_lock(self.lock, 0):
+            return False
+        self.owner = me
+        self.depth = 1
+        return True
+
+    cdef int give(self) except -1:
+        if self.depth == 0 or self.owner != PyThread_get_thread_ident():
+            raise RuntimeError("the lock is not held by this thread")
+        self.depth -= 1
+        if self.depth == 0:
+            PyThread_release_lock(self.lock)
+        return 0
+
+    def acquire(self, timeout=None):
+        """Take it; waits for at most ``timeout`` seconds (None: for ever); tells whether it has."""
+        cdef PyLockStatus status
+        cdef long long microseconds = -1
+        cdef Wait wait
+        if self.take():
+            return True
+        wait = wait_for(timeout)
+        if not wait.waits:
+            return False
+        begin(&wait)
+        while True:
+            if wait.bounded:
+                microseconds = <long long>max(0.0, min(wait.limit - now(), 1e9) * 1e6)
+            with nogil:
+                status = PyThread_acquire_lock_timed(self.lock, microseconds, 1)
+            if status == PY_LOCK_ACQUIRED:
+                self.owner = PyThread_get_thread_ident()
+                self.depth = 1
+                return True
+            if status == PY_LOCK_INTR:
+                PyErr_CheckSignals()
+            elif wait.bounded and wait.limit <= now():
+                return False
+
+    def release(self):
+        """Give it back, as often as it was taken."""
+        self.give()
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, *_):
+        self.give()
+
+
+# ---- one connection ---------------------------------------------------------------------------
+
+
+cdef bint on_freebsd = pyktls_system() == PYKTLS_FREEBSD
+
+
+cdef class Channel:
+    """What the hot path has to know of one connection; record_layer.RecordLayer has the rest.
+
+    ``fd`` is the descriptor, -1 once it is closed.  ``straight_in`` and ``straight_out`` tell
+    whether a read, a write, may go to the kernel at once: no error is kept, no message begun, no
+    answer due.  ``records_sent`` is how many records have been sent under the present keys,
+    estimated from lengths; at ``next_count`` RecordLayer counts again.
+
+    What is met on the way goes to methods of the derived class, under the lock concerned:
+    ``_received_other(piece, record_type, msg_flags, asked, deadline)`` with what was no application
+    data, ``receive_failed(error)``, which raises.  They set ``straight_in`` and ``straight_out``.
+    """
+
+    cdef public int fd
+    cdef public bint straight_in
+    cdef public bint straight_out
+    cdef public unsigned long long records_sent
+    cdef public unsigned long long next_count
+    cdef readonly Lock receive_lock
+    cdef readonly Lock send_lock
+    cdef bint _reading_data
+    cdef Wait _wait
+    cdef object _timeout
+
+    def __cinit__(self, *_, **__):
+        self.fd = -1
+        self.receive_lock = Lock()
+        self.send_lock = Lock()
+        self._wait = wait_for(None)
+
+    @property
+    def timeout(self):
+        """The timeout of each call, as socket.gettimeout() gives it."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, value):
+        self._wait = wait_for(value)
+        self._timeout = value
+
+    def deadline(self):
+        """When a call that begins now has to be over."""
+        cdef Wait wait = self._wait
+        return deadline_of(&wait)
+
+    cpdef bint note_data(self, int record_type, Py_ssize_t received, int msg_flags, bint peeked):
+        """Whether a read returned application data; also remembers where it stopped.
+
+        FreeBSD tells the type only with the first part of a record that is read in parts.
+        """
+        cdef bint rest = (
+            self._reading_data and record_type == PYKTLS_NO_RECORD_TYPE and received > 0
+        )
+        if not rest and record_type != APPLICATION_DATA:
+            return False
+        if on_freebsd and not peeked:
+            # An empty record has no MSG_EOR, and no rest either.
+            self._reading_data = received > 0 and not msg_flags & MSG_EOR
+        return True
+
+    @property
+    def reading_data(self):
+        """Whether the rest of a data record comes next, without a type (FreeBSD)."""
+        return self._reading_data
+
+    @reading_data.setter
+    def reading_data(self, value):
+        self._reading_data = value
+
+    cdef Py_ssize_t read(self, iovec *iov, Wait *wait, int *record_type, int *msg_flags) except -1:
+        try:
+            return receive(self.fd, iov, 1, 0, wait, record_type, msg_flags)
+        except OSError as e:
+            self.receive_failed(e)
+            raise
+
+    cdef object recv(self, Py_ssize_t size):
+        """Read into new bytes; None if the long way has to be gone."""
+        cdef Wait wait = self._wait
+        cdef int record_type, msg_flags
+        cdef Py_ssize_t received
+        cdef iovec iov
+        cdef PyObject *data
+        if not self.receive_lock.take():
+            return None
+        try:
+            if not self.straight_in:
+                return None
+            room = PyBytes_FromStringAndSize(NULL, size)
+            iov.iov_base = PyBytes_AsString(room)
+            iov.iov_len = <size_t>size
+            received = self.read(&iov, &wait, &record_type, &msg_flags)
+            if received > 0 and self.note_data(record_type, received, msg_flags, False):
+                if received == size:
+                    return room
+                # In place, as the socket module does it: this is the only reference.
+                data = <PyObject *>room
+                Py_INCREF(room)
+                room = None
+                _PyBytes_Resize(&data, received)
+                room = <object>data
+                Py_DECREF(room)
+                return room
+            return self._recv_after_other(
+                bytearray(room[:received]), record_type, msg_flags, size, deadline_of(&wait)
+            )
+        finally:
+            self.receive_lock.give()
+
+    cdef Py_ssize_t recv_into(self, void *memory, Py_ssize_t size, object buffer) except? -1:
+        """Read into memory, which is that of ``buffer``; -1 if the long way has to be gone."""
+        cdef Wait wait = self._wait
+        cdef int record_type, msg_flags
+        cdef Py_ssize_t received
+        cdef iovec iov
+        if not self.receive_lock.take():
+            return -1
+        try:
+            if not self.straight_in:
+                return -1
+            iov.iov_base = memory
+            iov.iov_len = <size_t>size
+            received = self.read(&iov, &wait, &record_type, &msg_flags)
+            if received > 0 and self.note_data(record_type, received, msg_flags, False):
+                return received
+            return self._recv_into_after_other(
+                buffer, size, received, record_type, msg_flags, deadline_of(&wait)
+            )
+        finally:
+            self.receive_lock.give()
+
+    cdef bint count(self, Py_ssize_t size, unsigned long long pieces) noexcept:
+        """Count the records of a send before it; False if there may be too many."""
+        cdef unsigned long long records = self.records_sent + pieces
+        records += <unsigned long long>(size >> FULL_RECORD_BITS)
+        if records > self.next_count:
+            return False
+        self.records_sent = records
+        return True
+
+    cdef Py_ssize_t send(self, object buffer, int flags, bint everything) except? -1:
+        """Send a buffer, or all of it; -1 if the long way has to be gone."""
+        cdef Wait wait = self._wait
+        cdef Py_buffer view
+        cdef iovec iov
+        if not self.send_lock.take():
+            return -1
+        try:
+            if not self.straight_out:
+                return -1
+            if not gives_buffer(buffer, &view, PyBUF_SIMPLE):
+                return -1
+            try:
+                if view.len == 0:
+                    return 0  # no such record can be sent, and none is needed
+                if not self.count(view.len, 1):
+                    return -1
+                if everything:
+                    transmit_all(self.fd, view.buf, <size_t>view.len, flags, &wait)
+                    return 0
+                iov.iov_base = view.buf
+                iov.iov_len = <size_t>view.len
+                return transmit(self.fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, &wait)
+            finally:
+                PyBuffer_Release(&view)
+        finally:
+            self.send_lock.give()
+
+    cdef Py_ssize_t sendmsg(self, object buffers, int flags) except? -1:
+        """Send buffers, gathered; -1 if the long way has to be gone."""
+        cdef Wait wait = self._wait
+        cdef Vector vector
+        if not self.send_lock.take():
+            return -1
+        try:
+            if not self.straight_out:
+                return -1
+            vector = Vector(buffers, False)
+            try:
+                if not self.count(vector.size(), vector.count + 1):
+                    return -1
+                return transmit(
+                    self.fd, vector.iov, vector.count, flags, PYKTLS_NO_RECORD_TYPE, &wait
+                )
+            finally:
+                vector.release()
+        finally:
+            self.send_lock.give()
+
+
+# ---- the methods of a socket ------------------------------------------------------------------
+
+
+cdef object ZERO = 0
+
+
+cdef Py_ssize_t small(object number) except? -1:
+    """The value of an int from 0 on; -1 for everything else, and no error."""
+    cdef Py_ssize_t value
+    if type(number) is not int:
+        return -1
+    try:
+        value = PyLong_AsSsize_t(number)
+    except OverflowError:
+        return -1
+    return value if value >= 0 else -1
+
+
+@cython.binding(False)
+cdef class SocketMethods:
+    """recv, recv_into, send, sendall and sendmsg, to stand before a socket class's own.
+
+    The class needs an attribute ``_layer``: a RecordLayer, or None as long as the socket's own
+    methods are to be used.
+    """
+
+    def recv(self, bufsize=1024, flags=0, /):
+        """recv(bufsize, flags=0, /)
+        --
+
+        Receive at most bufsize bytes; b"" after the peer's close_notify.
+        """
+        cdef Py_ssize_t size
+        layer = self._layer
+        if layer is None:
+            return super(SocketMethods, self).recv(bufsize, flags)
+        if flags is ZERO and (<Channel?>layer).straight_in:
+            size = small(bufsize)
+            if size > 0:
+                data = (<Channel>layer).recv(size)
+                if data is not None:
+                    return data
+        return layer.recv_slowly(bufsize, flags)
+
+    def recv_into(self, buffer, nbytes=0, flags=0):
+        """recv_into(buffer, nbytes=0, flags=0)
+        --
+
+        Receive into buffer; returns the number of bytes, 0 after the peer's close_notify.
+        """
+        cdef Py_ssize_t size, received
+        cdef Py_buffer view
+        layer = self._layer
+        if layer is None:
+            return super(SocketMethods, self).recv_into(buffer, nbytes, flags)
+        if flags is ZERO and (<Channel?>layer).straight_in:
+            size = small(nbytes)
+            # An object that gives no such buffer gets its error the long way.
+            if size >= 0 and gives_buffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE):
+                try:
+                    if size == 0:
+                        size = view.len
+                    if 0 < size <= view.len:
+                        received = (<Channel>layer).recv_into(view.buf, size, buffer)
+                        if received >= 0:
+                            return received
+                finally:
+                    PyBuffer_Release(&view)
+        return layer.recv_into_slowly(buffer, nbytes, flags)
+
+    def send(self, data, flags=0, /):
+        """send(data, flags=0, /)
+        --
+
+        Send; returns the number of bytes that the kernel took.
+        """
+        cdef Py_ssize_t sent, bits
+        layer = self._layer
+        if layer is None:
+            return super(SocketMethods, self).send(data, flags)
+        bits = small(flags)
+        if 0 <= bits <= MOST_FLAGS and (<Channel?>layer).straight_out:
+            sent = (<Channel>layer).send(data, <int>bits, False)
+            if sent >= 0:
+                return sent
+        return layer.send_slowly(data, flags)
+
+    def sendall(self, data, flags=0, /):
+        """sendall(data, flags=0, /)
+        --
+
+        Send all of data; on an error nothing tells how much of it was sent.
+        """
+        cdef Py_ssize_t bits
+        layer = self._layer
+        if layer is None:
+            return super(SocketMethods, self).sendall(data, flags)
+        bits = small(flags)
+        if 0 <= bits <= MOST_FLAGS and (<Channel?>layer).straight_out:
+            if (<Channel>layer).send(data, <int>bits, True) >= 0:
+                return None
+        return layer.sendall_slowly(data, flags)
+
+    def sendmsg(self, buffers, ancdata=(), flags=0, address=None, /):
+        """sendmsg(buffers, ancdata=(), flags=0, address=None, /)
+        --
+
+        Send the buffers in one call; ancillary data and an address are refused.
+        """
+        cdef Py_ssize_t sent, bits
+        layer = self._layer
+        if layer is None:
+            return super(SocketMethods, self).sendmsg(buffers, ancdata, flags, address)
+        bits = small(flags)
+        if (
+            0 <= bits <= MOST_FLAGS and address is None and type(ancdata) is tuple and not ancdata
+            # An iterator could be gone through only once.
+            and (type(buffers) is list or type(buffers) is tuple)
+            and (<Channel?>layer).straight_out
+        ):
+            sent = (<Channel>layer).sendmsg(buffers, <int>bits)
+            if sent >= 0:
+                return sent
+        return layer.sendmsg_slowly(buffers, ancdata, flags, address)

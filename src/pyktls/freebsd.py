@@ -694,6 +694,22 @@ def install(
         )
 
 
+def next_sequence(fd: int, direction: Direction) -> None:
+    """None: FreeBSD does not tell the number of the next record."""
+    del fd, direction
+
+
+def can_rekey(version: int, aead: AEAD) -> bool:
+    """Never: FreeBSD takes the keys of a direction once."""
+    del version, aead
+    return False
+
+
+def go_on_receiving(fd: int) -> None:
+    """Nothing: FreeBSD does not look into records, and does not stop."""
+    del fd
+
+
 #: What this kernel has been seen to take, with its gates as they were then.  What it refused is
 #: asked again.
 _accepted: set[tuple[int, AEAD, Direction, tuple[int | None, ...]]] = set()

@@ -72,6 +72,15 @@ class System(Protocol):
     ) -> None:
         """Install the keys of one direction and ask the kernel whether it has them."""
 
+    def next_sequence(self, fd: int, direction: Direction, /) -> int | None:
+        """The number of the next record in a direction; None where the kernel does not tell."""
+
+    def can_rekey(self, version: int, aead: AEAD, /) -> bool:
+        """Whether this kernel can change the keys of a connection with this cipher."""
+
+    def go_on_receiving(self, fd: int, /) -> None:
+        """Receive on with the same keys, after a record that only looked like a KeyUpdate."""
+
     def sendfile(
         self, sock: int, file: int, offset: int = ..., count: int = ..., /
     ) -> tuple[int, OSError | None]:

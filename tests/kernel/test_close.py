@@ -98,7 +98,7 @@ def end_by_unwrap(sock):
             sock.unwrap()
         except BlockingIOError:
             select.select([], [sock], [], kernel.TIMEOUT)
-            if sock._send_ended and not unsent(sock):
+            if sock._layer.send_ended and not unsent(sock):
                 break
     os.close(sock.detach())
 
@@ -401,7 +401,7 @@ def test_every_operation_on_a_closed_socket_is_ebadf():
 
 def test_closing_forgets_the_keys():
     with wired(SUITE) as (sock, _):
-        session = sock._session
+        session = sock._layer.session
         key = session.tx.key
         assert any(key)
         sock.close()

@@ -66,7 +66,7 @@ client, server = tls.contexts(kernel.OPENSSL_VERSIONS[VERSION], CIPHER, watch=Fa
 pyktls.watch(client)
 pair = tls.connect(client, server)
 sock = pyktls.offload(pair.client)
-kept = sock._session.tx, sock._session.rx
+kept = sock._layer.session.tx, sock._layer.session.rx
 buffers = [k.key for k in kept]  # live on: it is their wiping that is shown
 tell(tx=kept[0].key, rx=kept[1].key)
 sock.sendall(b"data")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyktls import linux
 from pyktls.ciphers import TLS_1_2, find_suite_by_openssl_name
 from pyktls.handoff import watch
-from pyktls.sockets import KTLSSocket, offload
+from pyktls.offloading import offload
 
 from . import limits
 from .children import Port, Received, Report
@@ -28,6 +28,8 @@ from .steps import CHUNK, NAME, SERVED, VERSIONS, StepFailed
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+    from pyktls.sockets import KTLSSocket
 
     from .steps import Setting, Step
 

@@ -6,11 +6,18 @@ import errno
 from typing import TYPE_CHECKING
 
 from pyktls._kernel import ffi, lib
+from pyktls.ciphers import TLS_1_3
 from pyktls.errors import HandoffRefused, InvalidValue, Unavailable, syscall_error
 from pyktls.session import Direction
 
 from .abi import DIRECTIONS, TLS_RX, TLS_TX
-from .crypto_info import NO_REKEY, get_version_and_cipher
+from .crypto_info import (
+    NO_REKEY,
+    get_crypto_info,
+    get_rec_seq,
+    get_version_and_cipher,
+    set_crypto_info,
+)
 from .transfer import sendfile
 from .trial import Pretended, Spare, give_keys, zero_keys
 from .ulp import NO_TLS_REMEDY, get_ulp, set_ulp
@@ -25,10 +32,13 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_REKEY",
     "attach",
+    "can_rekey",
     "cipher_refusal",
     "cipher_remedy",
     "directions",
+    "go_on_receiving",
     "install",
+    "next_sequence",
     "option_of",
     "sendfile",
     "try_cipher",
@@ -194,6 +204,59 @@ def cipher_remedy(aead: AEAD, error: OSError) -> str:
     if aead.linux is None:
         return "have the peers agree on a cipher that Linux has, AES-GCM for instance"
     return f"Linux has {aead.name} since {aead.linux.since}, if configured"
+
+
+def next_sequence(fd: int, direction: Direction) -> int:
+    """The number of the next record of a direction whose keys are in the kernel."""
+    return get_rec_seq(fd, _OPTION[direction])
+
+
+#: Whether this kernel takes new keys on a running connection; found out at the first question.
+_rekeys: dict[AEAD, bool] = {}
+
+
+def can_rekey(version: int, aead: AEAD) -> bool:
+    """Whether this kernel can change the keys of a connection with this version and cipher.
+
+    Found by trying on a connection of our own, never on the one that would be lost by it; False too
+    where there is nothing to try it on.
+    """
+    if version != TLS_1_3:
+        return False
+    if aead not in _rekeys:
+        info = zero_keys(version, aead)
+        with Spare() as spare:
+            try:
+                sock = spare.socket()
+                give_keys(sock, TLS_TX, info)
+                spare.used()
+            except (OSError, Pretended):
+                return False  # it may be otherwise the next time
+            try:
+                set_crypto_info(sock, TLS_TX, info)
+            except OSError as e:
+                if e.errno != errno.EBUSY:
+                    return False
+                _rekeys[aead] = False
+            else:
+                _rekeys[aead] = True
+    return _rekeys[aead]
+
+
+def go_on_receiving(fd: int) -> None:
+    """Have the kernel go on with the keys it has, after what it took for a KeyUpdate.
+
+    Since 6.14 it gives nothing more (EKEYEXPIRED) after a handshake record that begins as a
+    KeyUpdate does, until it gets keys; those it has will do.  Kernels before do not stop.
+    """
+    info = get_crypto_info(fd, TLS_RX)
+    try:
+        set_crypto_info(fd, TLS_RX, info)
+    except OSError as e:
+        if e.errno != errno.EBUSY:
+            raise
+    finally:
+        info.wipe()
 
 
 def _cipher_type(aead: AEAD) -> int:

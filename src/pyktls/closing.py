@@ -1,0 +1,104 @@
+"""Closing a connection without losing what was sent.
+
+The kernel counts bytes as sent once they are encrypted.  If the last record is then only partly in
+the TCP queue, close(2) and shutdown(2) throw the rest of it away, on every Linux; what MSG_MORE
+holds back they always throw away.  So closing is a protocol: wait until the socket can be written
+(the rest is through), send close_notify (which also flushes what MSG_MORE held back), wait again,
+and only then close.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+
+from . import _records
+from .errors import Error
+from .post_handshake import ALERT, CLOSE_NOTIFY, WARNING, alert
+from .record_errors import BROKEN_RECORD
+from .record_layer import NO_WAIT, RecordLayer
+from .socket_calls import getsockopt
+
+__all__ = [
+    "aborts",
+    "finish_in_time",
+    "finish_sending",
+    "take_in_unseen_records",
+]
+
+
+def finish_in_time(layer: RecordLayer, seconds: float, call: str) -> None:
+    """finish_sending within so many seconds, else TimeoutError that names ``call``.
+
+    Another thread's send that does not come to its end counts as that: closing is the way to
+    interrupt it.
+    """
+    deadline = _records.Deadline(seconds)
+    too_late = TimeoutError(
+        errno.ETIMEDOUT, f"{call}: the peer took no more data, and some was not delivered"
+    )
+    if not layer.send_lock.acquire(deadline.remaining()):
+        raise too_late
+    try:
+        finish_sending(layer, deadline)
+    except TimeoutError:
+        raise too_late from None
+    finally:
+        layer.send_lock.release()
+
+
+def finish_sending(layer: RecordLayer, deadline: _records.Deadline) -> None:
+    """Get everything out that was sent, and a close_notify after it.  Holds the send lock."""
+    fd = layer.descriptor()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while not layer.send_ended:
+            _records.wait_writable(fd, deadline)
+            try:
+                layer.answer(_records.Deadline(NO_WAIT))
+                _records.send(
+                    fd,
+                    alert(WARNING, CLOSE_NOTIFY),
+                    socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
+                    ALERT,
+                    _records.Deadline(NO_WAIT),
+                )
+            except BlockingIOError:
+                continue
+            except OSError as e:
+                # A broken record has come that nobody has read.  Taking the kernel's error for it
+                # makes sending possible again.
+                if e.errno in BROKEN_RECORD and layer.take_error():
+                    continue
+                raise
+            layer.end_sending()
+        _records.wait_writable(fd, deadline)
+    layer.end_sending()
+
+
+def take_in_unseen_records(layer: RecordLayer) -> None:
+    """Read what waits before the next data, such as session tickets, without waiting.
+
+    Linux answers unread bytes with a reset when the socket closes, and a reset takes from the peer
+    what it has not read yet.  For data that is as with any socket; for records that the user never
+    sees it must not be.
+    """
+    if layer.receive_ended or layer.receive_error or not layer.receive_lock.acquire(NO_WAIT):
+        return
+    try:
+        view = memoryview(bytearray(1))
+        with contextlib.suppress(OSError, Error):
+            flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+            while layer.receive_once(view, flags, _records.Deadline(NO_WAIT)) is None:
+                pass
+    finally:
+        layer.receive_lock.release()
+
+
+def aborts(fd: int) -> bool:
+    """Whether the user chose to close with a reset (SO_LINGER with 0 seconds)."""
+    size = struct.calcsize("ii")
+    value = getsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, size, "getsockopt(SO_LINGER)")
+    on, seconds = struct.unpack("ii", value)
+    return bool(on) and seconds == 0

@@ -1,0 +1,188 @@
+"""Files and pipes: what goes between them and a connection without a copy in user space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from typing import TYPE_CHECKING, Any
+
+from . import _records, arguments, linux
+from .errors import InvalidType, InvalidValue
+from .post_handshake import APPLICATION_DATA
+from .record_layer import NO_WAIT, RecordLayer
+from .socket_calls import descriptor
+from .switch import system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from _typeshed import ReadableBuffer
+
+    from .socket_calls import HasFileno
+
+__all__ = ["sendfile", "splice_from", "splice_to"]
+
+_SENDFILE_STEP = 1 << 30
+# What only Linux has.
+_MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
+_SPLICE_NONBLOCK: int = getattr(os, "SPLICE_F_NONBLOCK", 0)
+_SPLICE_MORE: int = getattr(os, "SPLICE_F_MORE", 0)
+# A pipe can hold so many pieces, each of which may end up in a record of its own.
+_PIPE_PIECES = 16
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def sendfile(
+    layer: RecordLayer,
+    file: Any,
+    offset: int,
+    count: int | None,
+    headers: Sequence[ReadableBuffer],
+    trailers: Sequence[ReadableBuffer],
+    use_send: Callable[[Any, int, int | None], int],
+) -> int:
+    """KTLSSocket.sendfile; ``use_send`` is what reads and sends an object that is no real file."""
+    _check_file(file, offset, count)
+    headers = arguments.buffer_views(headers)
+    trailers = arguments.buffer_views(trailers)
+    with layer.send_lock:
+        layer.before_sending(0)
+        try:
+            source = file.fileno()
+            size = os.fstat(source).st_size
+        except (AttributeError, OSError):
+            size = 0
+        except ValueError as e:
+            raise InvalidValue(str(e)) from None  # it is closed
+        if layer.timeout == NO_WAIT:
+            raise InvalidValue("non-blocking sockets are not supported")
+        if not size:  # no real file, or one like /proc's: read it
+            total = _send_pieces(layer, headers, 0)
+            total += use_send(file, offset, count)
+            return total + _send_pieces(layer, trailers, 0)
+        left = max(0, size - offset) if count is None else min(count, max(0, size - offset))
+        more = _MSG_MORE if left else 0  # the file's beginning goes into the same record
+        total = _send_pieces(layer, headers, more)
+        done = 0
+        try:
+            for taken in _send_pages(layer, source, offset, left):
+                done += taken
+        finally:
+            if done and hasattr(file, "seek"):
+                file.seek(offset + done)
+        if more and not done:  # the file has lost its content since
+            _records.sendmsg(layer.descriptor(), (), 0, APPLICATION_DATA, layer.deadline())
+        return total + done + _send_pieces(layer, trailers, 0)
+
+
+def _check_file(file: Any, offset: int, count: int | None) -> None:
+    arguments.count("offset", offset)
+    if count is not None:
+        arguments.count("count", count, lowest=1)
+    if "b" not in getattr(file, "mode", "b"):
+        raise InvalidValue("the file must be opened in binary mode")
+    if not hasattr(file, "read"):
+        raise InvalidType(f"a file is needed, not {type(file).__name__}")
+
+
+def _send_pieces(layer: RecordLayer, pieces: Sequence[ReadableBuffer], flags: int) -> int:
+    total = 0
+    for piece in pieces:
+        layer.sendall_slowly(piece, flags)
+        total += len(memoryview(piece))
+    return total
+
+
+def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iterator[int]:
+    """sendfile(2) until ``left`` bytes are sent, or the file has none; yields each step."""
+    fd = layer.descriptor()
+    while left > 0:
+        # As with socket.sendfile the timeout is for each step, not for the whole file.
+        deadline = layer.deadline()
+        step = min(left, _SENDFILE_STEP)
+        layer.count_records(step, 1, deadline)
+        sent, error = system.sendfile(fd, source, offset, step)
+        yield sent
+        offset += sent
+        left -= sent
+        if isinstance(error, BlockingIOError):
+            _records.wait_writable(fd, deadline)
+        elif error is not None and not isinstance(error, InterruptedError):
+            raise error
+        elif error is None and not sent:
+            return  # the file has become shorter
+
+
+# ---- pipes -----------------------------------------------------------------------------------
+
+
+def splice_from(layer: RecordLayer, pipe: HasFileno | int, count: int, *, more: bool) -> int:
+    """KTLSSocket.splice_from."""
+    arguments.count("count", count, lowest=1)
+    source = descriptor(pipe)
+    with layer.send_lock:
+        deadline = layer.before_sending(min(count, _SENDFILE_STEP), _PIPE_PIECES)
+        fd = layer.descriptor()
+        flags = _SPLICE_NONBLOCK | (_SPLICE_MORE if more else 0)
+        while True:
+            try:
+                return linux.splice_from_pipe(source, fd, count, flags)
+            except BlockingIOError:
+                _records.wait_readable(source, deadline)
+                _records.wait_writable(fd, deadline)
+
+
+def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
+    """KTLSSocket.splice_to."""
+    arguments.count("count", count, lowest=1)
+    target = descriptor(pipe)
+    with layer.receive_lock:
+        deadline = layer.deadline()
+        if layer.leftover:  # out of OpenSSL's memory, and no kernel has it
+            _records.wait_writable(target, deadline)
+            moved = os.write(target, layer.leftover[: min(count, select.PIPE_BUF)])
+            layer.leftover = layer.leftover[moved:]
+            return moved
+        while not layer.receive_ended:
+            layer.raise_again()
+            fd = layer.descriptor()
+            error = None
+            try:
+                moved = linux.splice_to_pipe(fd, target, count, _SPLICE_NONBLOCK)
+            except BlockingIOError:
+                # For either end's sake.
+                _records.wait_readable(fd, deadline)
+                _records.wait_writable(target, deadline)
+                continue
+            except OSError as e:
+                if e.errno != errno.EINVAL:
+                    layer.receive_failed(e)
+                moved, error = 0, e
+            if moved:
+                layer.data_arrives(moved)
+                return moved
+            _after_empty_splice(layer, error)
+        return 0
+
+
+def _after_empty_splice(layer: RecordLayer, error: OSError | None) -> None:
+    """Find out why splice(2) moved nothing: with EINVAL, or without an error.
+
+    EINVAL is for a control record, which stays; for a header that is broken, which is reported
+    only once and has been now; and for a pipe that is none.  No error is for the end of the
+    stream, and for empty records.
+    """
+    view = memoryview(bytearray(1))
+    flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+    try:
+        found = layer.receive_once(view, flags, _records.Deadline(NO_WAIT))
+    except BlockingIOError:
+        if error is not None:
+            layer.receive_failed(error)
+        return
+    if found and error is not None:
+        raise error

@@ -1,0 +1,52 @@
+"""``pyktls.offload``: a connected ssl.SSLSocket becomes a KTLSSocket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .engines import native
+from .errors import HandoffRefused
+from .handoff import ssl_object
+from .sockets import Handshake, KTLSSocket
+from .switch import check_socket, install_fd
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["offload"]
+
+
+def offload(ssl_sock: ssl.SSLSocket) -> KTLSSocket:
+    """Switch a connected ``ssl.SSLSocket`` to kernel TLS, in both directions.
+
+    The context must have been watched (``pyktls.watch``) before the connection was made.  The
+    returned socket has taken over the descriptor, the timeout and the plaintext that OpenSSL had
+    already decrypted, which it serves first; ``ssl_sock`` is detached and of no further use.
+
+    Nobody may use ``ssl_sock`` in another thread meanwhile.  Raises HandoffRefused (this connection
+    is not in a state to switch) and Unavailable (this kernel, or this Python's OpenSSL, cannot):
+    then ``ssl_sock`` is as usable as before, unless the message says that the connection is dead.
+    """
+    sslobj = ssl_object(ssl_sock)
+    check_socket(ssl_sock)
+    if ssl_sock._io_refs:  # type: ignore[attr-defined]  # noqa: SLF001
+        raise HandoffRefused(
+            "file objects made by makefile() are open on the socket, and may hold data: close them"
+        )
+    session = native.extract(sslobj, drained=True)
+    sock = KTLSSocket(session, ssl_sock.fileno(), handshake=Handshake(ssl_sock))
+    try:
+        sock.settimeout(ssl_sock.gettimeout())
+        install_fd(sock.fileno(), session, tx=True, rx=True)
+    except BaseException:
+        sock._disown()  # noqa: SLF001
+        raise
+    # The kernel has the connection.  From here on nothing may fail.
+    pending = sslobj.pending()
+    if pending:
+        # This comes out of OpenSSL's memory; the socket is not asked.
+        sock._layer.leftover = sslobj.read(pending)  # noqa: SLF001
+    ssl_sock.detach()
+    native.leave(sslobj)
+    ssl_sock._sslobj = None  # type: ignore[attr-defined]  # noqa: SLF001
+    return sock

@@ -1,0 +1,56 @@
+"""What a kernel says when a record cannot be right, and what that means.
+
+Whatever is listed here is final.  Linux reports a broken header once and then never says anything
+again; FreeBSD reports every error once and then blocks the next read for ever.  So it is the
+record layer that has to remember.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ._kernel import lib
+from .post_handshake import BAD_RECORD_MAC, INTERNAL_ERROR, PROTOCOL_VERSION, RECORD_OVERFLOW
+
+__all__ = ["BROKEN_RECORD", "ON_FREEBSD", "is_kept"]
+
+ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
+
+#: errno: the alert that tells the peer (RFC 8446 section 6.2), and the reason in words.
+#: Linux: net/tls/tls_sw.c.
+BROKEN_RECORD = {
+    errno.EBADMSG: (BAD_RECORD_MAC, "a record failed authentication, or is too short"),
+    errno.EMSGSIZE: (RECORD_OVERFLOW, "a record is longer than TLS allows"),
+    errno.EINVAL: (PROTOCOL_VERSION, "a record's header carries another protocol version"),
+    errno.EIO: (INTERNAL_ERROR, "the kernel could not process a record"),
+    # Linux: a handshake record that begins like a KeyUpdate where keys cannot be changed.
+    getattr(errno, "EKEYEXPIRED", -1): (
+        BAD_RECORD_MAC,
+        "the kernel waits for a change of keys that cannot be made",
+    ),
+}
+
+if ON_FREEBSD:
+    # sys/kern/uipc_ktls.c.  EBADMSG comes when the receive buffer is empty: good records that were
+    # behind the bad one have then been read.
+    BROKEN_RECORD = {
+        errno.EBADMSG: (
+            BAD_RECORD_MAC,
+            "a record failed authentication, and data read just before may be what followed it",
+        ),
+        errno.EMSGSIZE: (
+            RECORD_OVERFLOW,
+            "a record is too long, too short, or was cut off by the end of the connection",
+        ),
+        errno.EINVAL: (
+            PROTOCOL_VERSION,
+            "a record's header carries another protocol version, or in TLS 1.3 another type",
+        ),
+    }
+
+_PASSING = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.EBADF, errno.EFAULT, errno.ENOMEM}
+
+
+def is_kept(error: OSError) -> bool:
+    """Whether an error outside BROKEN_RECORD has to be remembered as well."""
+    return ON_FREEBSD and error.errno is not None and error.errno not in _PASSING

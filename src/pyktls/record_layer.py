@@ -1,0 +1,657 @@
+"""One connection's records after the switch: what every read and write has to get right.
+
+``RecordLayer`` belongs to a socket (sockets.py, ssl_sockets.py) and works on its descriptor.  As
+long as nothing is out of the ordinary a read or a write does not come here at all: ``Channel`` in
+_records.pyx, which this class derives from, passes it straight to the kernel.  What plain calls
+would get wrong is done here.
+
+*Reading.*  Every read asks the kernel for the record's type.  Data goes to the caller.  Alerts and
+handshake messages go to the state machine in post_handshake.py, and the caller's read carries on:
+a session ticket is kept for the next connection, a KeyUpdate changes keys, close_notify is the end
+of the stream (``b""``), a fatal alert raises ``TLSAlert``.  An end without close_notify raises
+``TruncationError``.  Whatever breaks the record layer is final: the error is kept, and every later
+read raises it again without asking the kernel, which would block for ever.
+
+*Writing.*  One lock covers everything that is sent, so that a control record never comes between
+the parts of a message, and a change of keys never between the records of one send.
+
+*Keys* are changed when the peer asks, when the user does (``update_keys``), and by itself before
+so many records have been sent under one key that its cipher would begin to wear out
+(record_limit.py).
+
+Closing is in closing.py, files and pipes in file_transfer.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import _records, arguments
+from .ciphers import TLS_1_2
+from .errors import (
+    Error,
+    InvalidType,
+    InvalidValue,
+    RecordError,
+    TLSAlert,
+    TruncationError,
+    Unavailable,
+    syscall_error,
+)
+from .post_handshake import (
+    ALERT,
+    CLOSE_NOTIFY,
+    FATAL,
+    HANDSHAKE,
+    INTERNAL_ERROR,
+    KEY_UPDATE,
+    WARNING,
+    AlertReceived,
+    CloseNotifyReceived,
+    KeyUpdateReceived,
+    PostHandshake,
+    SendWarning,
+    TicketReceived,
+    Violation,
+    alert,
+)
+from .record_errors import BROKEN_RECORD, is_kept
+from .record_limit import Decision, RecordBudget
+from .session import Direction, Session
+from .socket_calls import getsockopt
+from .switch import rekey_fd, system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+__all__ = ["NO_WAIT", "RecordLayer"]
+
+# A control record is never longer than this, and a handshake message may come in several.
+_CONTROL_SIZE = 16384
+_LIKE_KEY_UPDATE = bytes((KEY_UPDATE,))
+# What one call may be given: no more records than can be counted before it.
+_MOST_AT_ONCE = 1 << 30
+NO_WAIT = 0.0
+
+
+class RecordLayer(_records.Channel):
+    """The records of one connection in both directions; see the top of this file.
+
+    ``fd`` and ``timeout`` are the descriptor and the timeout of the socket that this belongs to;
+    it keeps them up to date.  ``leftover`` is what OpenSSL had decrypted and nobody has read yet.
+    ``on_ticket`` is called with the body of each NewSessionTicket.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        fd: int,
+        timeout: float | None = None,
+        *,
+        on_ticket: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.session = session
+        self.post = PostHandshake(session.version, session.role)
+        self.receive_error: Error | OSError | None = None
+        self.receive_ended = False  # close_notify was received
+        self.send_ended = False  # close_notify was sent, or nothing may be sent any more
+        self._leftover = b""
+        self._on_ticket = on_ticket
+        self.fd = fd
+        self.timeout = timeout
+        self._budget = RecordBudget(session.cipher.aead, session.tx.sequence)
+        self._plan_next_count(1)
+        self._look_at_reading()
+        self._look_at_sending()
+
+    @property
+    def leftover(self) -> bytes:
+        """Plaintext that comes before everything that the kernel has."""
+        return self._leftover
+
+    @leftover.setter
+    def leftover(self, data: bytes) -> None:
+        self._leftover = data
+        self._look_at_reading()
+
+    def descriptor(self) -> int:
+        """The descriptor; OSError (EBADF) once it is closed."""
+        fd = self.fd
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return fd
+
+    def forget(self) -> None:
+        """Wipe what is secret: the connection is closed, or somebody else's now."""
+        self.fd = -1
+        self.end_sending()
+        self.leftover = b""
+        self.session.wipe()
+
+    def _look_at_reading(self) -> None:
+        self.straight_in = not (
+            self._leftover or self.receive_ended or self.receive_error or not self.post.quiet
+        )
+
+    def _look_at_sending(self) -> None:
+        """Only with the send lock: another thread may be ending it right now."""
+        self.straight_out = True
+        if self.send_ended or self.post.answer_due:
+            self.straight_out = False
+
+    def end_sending(self) -> None:
+        """From now on nothing is sent."""
+        self.send_ended = True
+        self.straight_out = False
+
+    # ---- receiving ---------------------------------------------------------------------------
+
+    def recv_slowly(self, bufsize: Any, flags: Any) -> bytes:
+        """Do recv with any arguments, in any state."""
+        bufsize = arguments.size(bufsize, "recv")
+        flags = arguments.flags(flags)
+        if not flags & (socket.MSG_PEEK | socket.MSG_WAITALL) and bufsize:
+            with self.receive_lock:
+                if not self._leftover:
+                    return self._recv_new(bufsize, flags, self.deadline())
+        buffer = bytearray(bufsize)
+        received = self.recv_into_slowly(buffer, 0, flags)
+        return bytes(memoryview(buffer)[:received])
+
+    def _recv_new(self, bufsize: int, flags: int, deadline: _records.Deadline) -> bytes:
+        """Read new bytes from the kernel, past whatever else comes."""
+        while not self.receive_ended:
+            self.raise_again()
+            fd = self.descriptor()
+            try:
+                data, record_type, msg_flags = _records.recv(fd, bufsize, flags, deadline)
+            except OSError as e:
+                self.receive_failed(e)
+            if self._is_data(record_type, len(data), msg_flags):
+                if data:
+                    return data
+            else:
+                self._control(bytearray(data), record_type, msg_flags, bufsize, deadline)
+        return b""
+
+    def _recv_after_other(
+        self,
+        piece: bytearray,
+        record_type: int,
+        msg_flags: int,
+        asked: int,
+        deadline: _records.Deadline,
+    ) -> bytes:
+        """Go on with a recv that has met something else than data."""
+        if not self._is_data(record_type, len(piece), msg_flags):
+            self._control(piece, record_type, msg_flags, asked, deadline)
+        return self._recv_new(asked, 0, deadline)
+
+    def recv_into_slowly(self, buffer: WriteableBuffer, nbytes: Any, flags: Any) -> int:
+        """Do recv_into with any arguments, in any state."""
+        nbytes = arguments.size(nbytes or 0, "recv_into")
+        flags = arguments.flags(flags)
+        with (
+            arguments.buffer_view(buffer, writable=True) as whole,
+            whole[: nbytes or len(whole)] as view,
+        ):
+            if nbytes > len(whole):
+                raise InvalidValue("buffer too small for requested bytes")
+            if not view:
+                return 0
+            with self.receive_lock:
+                return self.receive(view, flags, self.deadline())
+
+    def _recv_into_after_other(
+        self,
+        buffer: WriteableBuffer,
+        asked: int,
+        received: int,
+        record_type: int,
+        msg_flags: int,
+        deadline: _records.Deadline,
+    ) -> int:
+        """Go on with a recv_into that has met something else than data."""
+        with arguments.buffer_view(buffer, writable=True) as whole, whole[:asked] as view:
+            if not self._is_data(record_type, received, msg_flags):
+                self._not_data([view], received, record_type, msg_flags, 0, deadline)
+            return self.receive(view, 0, deadline)
+
+    def recvmsg_into(self, views: list[memoryview], flags: int) -> int:
+        """Receive into several buffers; ``views`` are writable and not empty."""
+        with self.receive_lock:
+            deadline = self.deadline()
+            plain = not flags & (socket.MSG_PEEK | socket.MSG_WAITALL)
+            if len(views) > 1 and plain and not self._leftover:
+                while not self.receive_ended and not self.receive_error:
+                    fd = self.descriptor()
+                    try:
+                        received, record_type, msg_flags = _records.recvmsg_into(
+                            fd, views, flags, deadline
+                        )
+                    except OSError as e:
+                        self.receive_failed(e)
+                    if not self._is_data(record_type, received, msg_flags):
+                        self._not_data(views, received, record_type, msg_flags, flags, deadline)
+                    elif received:
+                        return received
+            done = 0
+            for view in views:
+                received = self.receive(view, flags, deadline)
+                done += received
+                if received < len(view) or not flags & socket.MSG_WAITALL:
+                    break
+            return done
+
+    def receive(self, view: memoryview, flags: int, deadline: _records.Deadline) -> int:
+        """Receive into ``view``, which is not empty.  Holds the receive lock."""
+        peek = bool(flags & socket.MSG_PEEK)
+        wait_all = bool(flags & socket.MSG_WAITALL) and not peek
+        done = self._take_leftover(view, peek=peek)
+        if done and (peek or not wait_all):
+            return done
+        while done < len(view):
+            if self.receive_error is not None:
+                if done:
+                    break  # the next call raises it
+                self.raise_again()
+            if self.receive_ended:
+                break
+            try:
+                received = self.receive_once(view[done:], flags, deadline)
+            except (OSError, Error):
+                # What is in the buffer must not be lost.  A failure that lasts is kept, or comes
+                # again; one that does not (a timeout) loses nothing.
+                if done:
+                    break
+                raise
+            if received is None:
+                continue
+            done += received
+            if not wait_all:
+                break
+        return done
+
+    def _take_leftover(self, view: memoryview, *, peek: bool) -> int:
+        taken = min(len(self._leftover), len(view))
+        if taken:
+            view[:taken] = self._leftover[:taken]
+            if not peek:
+                self.leftover = self._leftover[taken:]
+        return taken
+
+    def receive_once(self, view: memoryview, flags: int, deadline: _records.Deadline) -> int | None:
+        """One read from the kernel; None if it was no data and the caller should go on."""
+        fd = self.descriptor()
+        peeked = bool(flags & socket.MSG_PEEK)
+        try:
+            received, record_type, msg_flags = _records.recv_into(fd, view, 0, flags, deadline)
+        except OSError as e:
+            self.receive_failed(e)
+        if self._is_data(record_type, received, msg_flags, peeked=peeked):
+            if not received and peeked:
+                # Empty records with something else behind them: a look does not take them away.
+                _records.recv(fd, 1, 0, deadline)
+            return received or None  # an empty record is no end of the stream
+        self._not_data([view], received, record_type, msg_flags, flags, deadline)
+        return 0 if self.receive_ended else None
+
+    def _is_data(
+        self, record_type: int, received: int, msg_flags: int, *, peeked: bool = False
+    ) -> bool:
+        """Whether a read returned application data."""
+        rest = self.reading_data and record_type == _records.NO_RECORD_TYPE
+        if not self.note_data(record_type, received, msg_flags, peeked):
+            return False
+        if not rest:
+            self.data_arrives(received)
+        return True
+
+    def data_arrives(self, received: int) -> None:
+        """Let the state machine know that a record of application data has begun."""
+        try:
+            if received:
+                self.post.data_arrives()
+            else:
+                self.post.empty_data_arrives()
+        except Violation as e:
+            self._fail(e.description, RecordError(str(e)))
+        finally:
+            self._look_at_reading()
+
+    def _not_data(
+        self,
+        views: list[memoryview],
+        received: int,
+        record_type: int,
+        msg_flags: int,
+        flags: int,
+        deadline: _records.Deadline,
+    ) -> None:
+        """_control, with what is in the caller's buffers, and must not stay there."""
+        piece = bytearray()
+        for view in views:
+            part = view[: received - len(piece)]
+            piece += part
+            part[:] = bytes(len(part))
+        asked = sum(map(len, views))
+        if flags & socket.MSG_PEEK and record_type != _records.NO_RECORD_TYPE:
+            # It is still there: take it out.
+            piece.clear()
+            asked, msg_flags = 0, 0
+        self._control(piece, record_type, msg_flags, asked, deadline)
+
+    def _control(
+        self,
+        piece: bytearray,
+        record_type: int,
+        msg_flags: int,
+        asked: int,
+        deadline: _records.Deadline,
+    ) -> None:
+        """Deal with what a read returned that was no application data."""
+        if record_type == _records.NO_RECORD_TYPE:
+            if piece:
+                self._fail(
+                    INTERNAL_ERROR, RecordError("the kernel gave data without a record type")
+                )
+            self._end_receiving(
+                TruncationError(
+                    "the peer closed the connection without close_notify: "
+                    "what was received may be incomplete"
+                )
+            )
+        fd = self.descriptor()
+        # A record that did not fit comes in pieces, each at once.
+        last = len(piece)
+        while last == asked and not msg_flags & socket.MSG_EOR:
+            asked = _CONTROL_SIZE
+            data, _, msg_flags = _records.recv(fd, asked, 0, deadline)
+            piece += data
+            last = len(data)
+        new_keys = False
+        try:
+            for action in self.post.receive(record_type, bytes(piece)):
+                new_keys = new_keys or isinstance(action, KeyUpdateReceived)
+                self._act(action)
+            if record_type == HANDSHAKE and piece[:1] == _LIKE_KEY_UPDATE and not new_keys:
+                # To Linux this looked like a KeyUpdate, and it waits for keys.  It was a part of
+                # one, or the middle of another message.
+                system.go_on_receiving(fd)
+        except Violation as e:
+            self._fail(e.description, RecordError(str(e)))
+        finally:
+            self._look_at_reading()
+
+    def _act(self, action: object) -> None:
+        match action:
+            case CloseNotifyReceived():
+                self.receive_ended = True
+                # RFC 5246 section 7.2.1: answer at once, and send nothing more.  If there is no
+                # room for the answer now, close() sends it, after what is under way.
+                if self.session.version == TLS_1_2 and self.try_to_send(
+                    alert(WARNING, CLOSE_NOTIFY), ALERT
+                ):
+                    self.end_sending()
+            case AlertReceived(level, description):
+                self.end_sending()
+                self._end_receiving(TLSAlert(level, description))
+            case SendWarning(description):
+                self.try_to_send(alert(WARNING, description), ALERT)
+            case KeyUpdateReceived(answer_wanted):
+                self._change_receiving_keys()
+                if answer_wanted:
+                    self.straight_out = False
+                    self._answer_if_free()
+            case TicketReceived(body):
+                if self._on_ticket is not None:
+                    self._on_ticket(body)
+
+    # ---- receiving: what ends it -------------------------------------------------------------
+
+    def receive_failed(self, error: OSError) -> NoReturn:
+        """Map what a read raised; errors of the record layer are kept."""
+        broken = BROKEN_RECORD.get(error.errno or 0)
+        if broken is None:
+            if is_kept(error):
+                self.end_sending()
+                self.receive_error = error
+                self.straight_in = False
+            raise error
+        description, reason = broken
+        # The kernel keeps an error for the next send as well; reading it clears it.
+        with contextlib.suppress(OSError):
+            self.take_error()
+        self._fail(description, RecordError(f"{reason} ({error})"), error)
+
+    def take_error(self) -> int:
+        """Read SO_ERROR, which clears it."""
+        size = struct.calcsize("i")
+        value = getsockopt(
+            self.descriptor(), socket.SOL_SOCKET, socket.SO_ERROR, size, "getsockopt(SO_ERROR)"
+        )
+        (number,) = struct.unpack("i", value)
+        return int(number)
+
+    def _fail(self, description: int, error: Error, cause: Exception | None = None) -> NoReturn:
+        """End the connection: tell the peer if that is possible at once, and remember why."""
+        self.try_to_send(alert(FATAL, description), ALERT)
+        self.end_sending()
+        self._end_receiving(error, cause)
+
+    def _end_receiving(self, error: Error, cause: BaseException | None = None) -> NoReturn:
+        self.receive_error = error
+        self.straight_in = False
+        self.raise_again(cause)
+        raise AssertionError("it has just been set")
+
+    def raise_again(self, cause: BaseException | None = None) -> None:
+        """Raise the error that has ended receiving, if one has."""
+        error = self.receive_error
+        if error is None:
+            return
+        # A new object each time: a kept one would grow a traceback with every raise.
+        fresh = (
+            TLSAlert(error.level, error.description)
+            if isinstance(error, TLSAlert)
+            else type(error)(*error.args)
+        )
+        raise fresh from cause
+
+    def is_dead(self) -> bool:
+        """Whether an error has ended both directions, so that nothing is left to be delivered."""
+        return isinstance(self.receive_error, TLSAlert | RecordError | OSError) and not isinstance(
+            self.receive_error, TruncationError
+        )
+
+    # ---- changing keys -----------------------------------------------------------------------
+
+    def _change_receiving_keys(self) -> None:
+        try:
+            rekey_fd(self.descriptor(), self.session, Direction.RX)
+        except OSError as e:
+            self._fail(
+                INTERNAL_ERROR,
+                RecordError(
+                    "the peer changed its keys (KeyUpdate), and this kernel cannot follow: "
+                    f"{system.NO_REKEY} ({e})"
+                ),
+                e,
+            )
+
+    def update_keys(self, request_peer: bool) -> None:
+        """Change our sending keys, and ask the peer to change its own if ``request_peer``."""
+        with self.send_lock:
+            deadline = self.before_sending(0)
+            message = self.post.begin_key_update(request_peer)
+            if not self._can_change_keys():
+                raise Unavailable(f"the keys cannot be changed: {system.NO_REKEY}")
+            self._send_key_update(message, deadline)
+
+    def _can_change_keys(self) -> bool:
+        return self.session.tx.secret is not None and system.can_rekey(
+            self.session.version, self.session.cipher.aead
+        )
+
+    def _send_key_update(self, message: bytes, deadline: _records.Deadline) -> None:
+        """Send a KeyUpdate, and change the sending keys right after it.  Holds the send lock."""
+        fd = self.descriptor()
+        flags = 0 if deadline.remaining() != NO_WAIT else socket.MSG_DONTWAIT
+        try:
+            _records.send(fd, message, flags, HANDSHAKE, deadline)
+        except OSError:
+            raise  # it is a whole record or nothing
+        except BaseException:  # a signal handler's: nobody knows when it came
+            self.end_sending()
+            raise
+        try:
+            rekey_fd(fd, self.session, Direction.TX)
+        except BaseException:
+            # The peer now expects the new keys: nothing more can be sent that it could read.
+            self.end_sending()
+            raise
+        self.post.key_update_sent()
+        self._budget.rekeyed()
+        self._plan_next_count(1)
+        self._look_at_sending()
+
+    def _answer_if_free(self) -> None:
+        """Answer a KeyUpdate now, unless another thread is sending: then that one does."""
+        if self.send_lock.acquire(NO_WAIT):
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    self.answer(_records.Deadline(NO_WAIT))
+            finally:
+                self.send_lock.release()
+
+    def answer(self, deadline: _records.Deadline) -> None:
+        """Send the KeyUpdate that is due, if one is.  Holds the send lock."""
+        if self.send_ended:
+            return
+        message = self.post.answer()
+        if message is not None:
+            self._send_key_update(message, deadline)
+
+    # ---- counting records --------------------------------------------------------------------
+
+    def _plan_next_count(self, wanted: int) -> None:
+        """Let the hot path count from here on; ``wanted`` records are among those counted.
+
+        Lengths alone may give too few records: the user may have set TLS_TX_MAX_PAYLOAD_LEN.  A
+        record then has 63 bytes at least, so the count is wrong by a factor of 261 at most, and the
+        kernel is asked that much sooner than at the limit.
+        """
+        budget = self._budget
+        self.records_sent = budget.estimate
+        left = max(0, budget.check_at - budget.estimate)
+        self.next_count = min(budget.check_at, budget.estimate + max(wanted, left >> 9))
+
+    def count_records(self, size: int, pieces: int, deadline: _records.Deadline) -> None:
+        """Count the records of ``size`` bytes from ``pieces`` buffers, which are sent next.
+
+        Changes the keys if their time has come, or raises RecordError if it cannot be done.  Holds
+        the send lock.
+        """
+        wanted = self._budget.bound(size, pieces)
+        if self.records_sent + wanted <= self.next_count:
+            self.records_sent += wanted
+            return
+        decision = self._ask_budget(wanted)
+        if decision is not Decision.CONTINUE and self._can_change_keys():
+            self._send_key_update(self.post.begin_key_update(), deadline)
+            decision = self._ask_budget(wanted)
+        if decision is Decision.REFUSE:
+            suite = self.session.cipher
+            raise RecordError(
+                f"{self._budget.estimate} records have been sent under one key, which is as much "
+                f"as {suite.aead.name} is good for, and this connection cannot change its keys"
+            )
+        self._plan_next_count(wanted)
+
+    def _ask_budget(self, wanted: int) -> Decision:
+        sequence = system.next_sequence(self.descriptor(), Direction.TX)
+        if sequence is None:  # then the estimate is all there is
+            sequence = self.records_sent
+        return self._budget.reached(sequence, wanted)
+
+    # ---- sending -----------------------------------------------------------------------------
+
+    def before_sending(self, size: int, pieces: int = 1) -> _records.Deadline:
+        """What every send begins with, under the send lock; OSError if nothing can be sent."""
+        self.descriptor()
+        if self.send_ended:
+            raise syscall_error(errno.EPIPE, "send after the end of the TLS connection")
+        deadline = self.deadline()
+        # RFC 8446 section 4.6.3: before the next application data record.
+        self.answer(deadline)
+        if size:
+            self.count_records(size, pieces, deadline)
+        return deadline
+
+    def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:
+        """Do send with any arguments, in any state."""
+        flags = arguments.flags(flags)
+        with self.send_lock, arguments.buffer_view(data) as view, view[:_MOST_AT_ONCE] as piece:
+            deadline = self.before_sending(len(piece))
+            if not len(piece):
+                return 0  # no such record can be sent, and none is needed
+            return _records.send(self.fd, piece, flags, _records.NO_RECORD_TYPE, deadline)
+
+    def sendall_slowly(self, data: ReadableBuffer, flags: Any) -> None:
+        """Do sendall with any arguments, in any state."""
+        flags = arguments.flags(flags)
+        with self.send_lock, arguments.buffer_view(data) as view:
+            deadline = self.before_sending(min(len(view), _MOST_AT_ONCE))
+            for begin in range(0, len(view), _MOST_AT_ONCE):
+                with view[begin : begin + _MOST_AT_ONCE] as piece:
+                    if begin:
+                        self.count_records(len(piece), 1, deadline)
+                    _records.sendall(self.fd, piece, flags, deadline)
+
+    def sendmsg_slowly(
+        self, buffers: Iterable[ReadableBuffer], ancdata: Any, flags: Any, address: object
+    ) -> int:
+        """Do sendmsg with any arguments, in any state."""
+        flags = arguments.flags(flags)
+        if ancdata != ():
+            try:
+                ancdata = list(ancdata)
+            except (TypeError, ValueError) as e:
+                raise InvalidType(f"ancdata: {e}") from None
+        if ancdata:
+            raise InvalidValue("a KTLSSocket sends no ancillary data: the record type is its own")
+        if address is not None:
+            raise InvalidValue("a connected socket sends to no other address")
+        views = arguments.buffer_views(buffers)
+        with self.send_lock:
+            size = sum(map(len, views))
+            deadline = self.before_sending(size, len(views) + 1)
+            return _records.sendmsg(self.fd, views, flags, _records.NO_RECORD_TYPE, deadline)
+
+    def try_to_send(self, payload: bytes, record_type: int) -> bool:
+        """Send a control record if that is possible at once; tells whether it was."""
+        if not self.send_lock.acquire(NO_WAIT):
+            return False
+        try:
+            if self.send_ended:
+                return False
+            _records.send(
+                self.descriptor(),
+                payload,
+                socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
+                record_type,
+                _records.Deadline(NO_WAIT),
+            )
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            self.send_lock.release()
