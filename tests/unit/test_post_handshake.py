@@ -135,8 +135,8 @@ class TestAlerts:
             error = TLSAlert(2, number)
             assert str(error) == f"the peer sent the fatal alert {name} ({number})"
             assert (error.level, error.description, error.name) == (2, number, name)
-        assert str(TLSAlert(1, 3)) == "the peer sent the warning alert unknown_alert_3 (3)"
-        assert str(TLSAlert(7, 3)) == "the peer sent the level 7 alert unknown_alert_3 (3)"
+        assert str(TLSAlert(1, 3)) == "the peer sent the warning alert unknown(3) (3)"
+        assert str(TLSAlert(7, 3)) == "the peer sent the level 7 alert unknown(3) (3)"
 
 
 RFC_8446_ALERTS = {
