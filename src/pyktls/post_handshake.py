@@ -150,8 +150,9 @@ KEY_UPDATE = 24
 # The most that a record carries (RFC 8446 section 5.1, RFC 5246 section 6.2.1).
 _LARGEST_RECORD = 2**14
 
-# The largest NewSessionTicket there can be: lifetime, age_add, nonce, ticket, extensions with their
-# lengths (RFC 8446 section 4.6.1).  No other message that is legal here comes near it.
+# The largest NewSessionTicket there can be, without its header: lifetime, age_add, nonce, ticket,
+# extensions with their lengths (RFC 8446 section 4.6.1).  No other message that is legal here comes
+# near it.
 _LARGEST_MESSAGE = 4 + 4 + (1 + 255) + (2 + 2**16 - 1) + (2 + 2**16 - 2)
 
 # Seven days in seconds: no ticket may live longer (RFC 8446 section 4.6.1).
@@ -557,7 +558,7 @@ class PostHandshake:
             self._violate(DECODE_ERROR, f"a KeyUpdate of {length} bytes")
         if kind == HELLO_REQUEST and length:
             self._violate(DECODE_ERROR, f"a HelloRequest of {length} bytes")
-        if length > _LARGEST_MESSAGE - 4:
+        if length > _LARGEST_MESSAGE:
             self._violate(DECODE_ERROR, f"a handshake message of {length} bytes")
 
     def _message(self, kind: int, body: bytes, actions: list[Action]) -> None:

@@ -124,7 +124,8 @@ class RecordBudget:
 
         ``pieces`` is the number of separate pieces of memory: buffers of a sendmsg, pages of a
         sendfile or splice.  A record is closed early when the kernel's list of pieces is full; a
-        list holds several, so each piece can be blamed for one record at most.
+        list holds several, so each piece can be blamed for one record at most.  Several calls that
+        fill one record (MSG_MORE) are counted as one record each.
         """
         return max(1, -(-nbytes // self.record_size)) + pieces - 1
 
@@ -132,12 +133,14 @@ class RecordBudget:
         """Decide by the exact number, once the estimate has reached ``check_at``.
 
         ``exact_sequence`` is the number of the next record as the kernel has it, before the call
-        that is about to be made; ``wanted`` is the bound for that call.  Corrects ``estimate`` to
+        that is about to be made, and one more if MSG_MORE keeps a record open, which has taken no
+        number yet; ``wanted`` is the bound for that call.  Corrects ``estimate`` to
         the sum of both, and sets ``check_at`` anew.
 
         REFUSE is for the call: what is wanted would go beyond ``hard``.  A smaller call may still
-        be possible, and nothing at all is when ``exact_sequence`` is ``hard``.  After REKEY the
-        next call of this method is due a sixteenth of the way to ``hard`` later.
+        be possible, nothing at all is when ``exact_sequence`` is ``hard``; a change of keys still
+        helps.  After REKEY the next call of this method is due a sixteenth of the way from
+        ``soft`` to ``hard`` later.
 
         Raises InvalidValue if ``exact_sequence`` is not from 0 to 2^64 - 1, or ``wanted`` negative.
         """
@@ -147,9 +150,9 @@ class RecordBudget:
             raise InvalidValue(f"wanted must not be negative, is {wanted}")
         self.estimate = exact_sequence + wanted
         if self.estimate > self.hard:
-            # What is refused is not sent.
-            self.estimate = exact_sequence
-            self.check_at = min(exact_sequence, self.hard)
+            # What is refused is not sent, and from now on each call comes here.  Never beyond
+            # hard, lest a counter in C wraps when something is added to it.
+            self.estimate = self.check_at = min(exact_sequence, self.hard)
             return Decision.REFUSE
         if self._can_rekey and self.estimate >= self.soft:
             self.check_at = min(self.hard, self.estimate + (self.hard - self.soft) // _REMINDERS)
