@@ -128,8 +128,9 @@ class CipherSuite:
 # the end of the sequence numbers first.  It is silent on CCM; RFC 9147 section 4.5.3 fills the gap
 # for the same margin.  (The numbers of RFC 9001 section 6.6 rest on other assumptions.)
 # SM4 and ARIA are block ciphers of 128 bits like AES, and the bounds come from block size and mode,
-# so they get AES's numbers: no RFC states any.  Nor does one for TLS 1.2, where the AEADs are the
-# same.  AES-CBC with a random IV in each record meets the same collisions of 128-bit blocks.
+# so they get AES's numbers: no RFC states any.  For TLS 1.2, RFC 9325 section 4.4 recommends the
+# same number for AES-GCM, and has none for the rest.  AES-CBC with a random IV in each record meets
+# the same collisions of 128-bit blocks.
 _GCM_LIMIT = int(2**24.5)
 _CCM_LIMIT = 2**23
 _NO_LIMIT = None

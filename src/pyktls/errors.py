@@ -65,13 +65,13 @@ class TLSAlert(Error, ConnectionError):
     """The peer sent an alert that ends the connection (RFC 8446 section 6, RFC 5246 section 7.2).
 
     ``description`` is the alert's number, ``level`` 1 (warning) or 2 (fatal), ``name`` the
-    alert's name in the RFC.
+    alert's name in the RFC, or ``unknown(NNN)`` where there is none.
     """
 
     def __init__(self, level: int, description: int) -> None:
         self.level = level
         self.description = description
-        self.name = ALERT_NAMES.get(description, f"unknown_alert_{description}")
+        self.name = alert_name(description)
         kind = {1: "warning", 2: "fatal"}.get(level, f"level {level}")
         super().__init__(f"the peer sent the {kind} alert {self.name} ({description})")
 
@@ -128,6 +128,11 @@ ALERT_NAMES = {
     116: "certificate_required",
     120: "no_application_protocol",
 }
+
+
+def alert_name(description: int) -> str:
+    """The name that the RFCs give an alert, or ``unknown(NNN)`` for a number they do not use."""
+    return ALERT_NAMES.get(description, f"unknown({description})")
 
 
 def syscall_error(error: int, call: str) -> OSError:
