@@ -123,10 +123,12 @@ def copy_keys(keys: DirectionKeys) -> DirectionKeys:
     return DirectionKeys(keys.key, keys.iv, keys.sequence, secret=keys.secret)
 
 
-def sessions(value: CipherSuite, role: Role = Role.CLIENT) -> tuple[Session, Session]:
-    """The session of one end, in the given role, and that of the other end."""
+def sessions(
+    value: CipherSuite, role: Role = Role.CLIENT, sent: int = 5
+) -> tuple[Session, Session]:
+    """The session of one end, in the given role, which has sent so many records; the other end's."""
     # TLS 1.2: Finished was record 0 (RFC 5246 section 6.1).
-    one = direction_keys(value, 5)
+    one = direction_keys(value, sent)
     two = direction_keys(value, 1)
     other = Role.SERVER if role is Role.CLIENT else Role.CLIENT
     return (
@@ -203,9 +205,11 @@ class Wire:
 
 
 @contextlib.contextmanager
-def wired(value: CipherSuite, role: Role = Role.CLIENT) -> Iterator[tuple[KTLSSocket, Wire]]:
+def wired(
+    value: CipherSuite, role: Role = Role.CLIENT, sent: int = 5
+) -> Iterator[tuple[KTLSSocket, Wire]]:
     """A KTLSSocket with hand-made keys, and the ``Wire`` opposite."""
-    own, other = sessions(value, role)
+    own, other = sessions(value, role, sent)
     near, far = tls.tcp_pair()
     with far:
         wire = Wire(far, other)
@@ -219,6 +223,24 @@ def wired(value: CipherSuite, role: Role = Role.CLIENT) -> Iterator[tuple[KTLSSo
             yield sock, wire
         finally:
             far.close()
+            close_quietly(sock)
+
+
+@contextlib.contextmanager
+def keyed(own: Session, other: Session) -> Iterator[tuple[KTLSSocket, KTLSSocket]]:
+    """Two KTLSSockets opposite each other, with hand-made keys."""
+    near, far = tls.tcp_pair()
+    with near, far:
+        made = []
+        for tcp, session in ((near, own), (far, other)):
+            pyktls.install(tcp, session)
+            tcp.settimeout(None)
+            made.append(KTLSSocket(session, tcp.detach()))
+            made[-1].settimeout(TIMEOUT)
+    try:
+        yield made[0], made[1]
+    finally:
+        for sock in made:
             close_quietly(sock)
 
 

@@ -1,0 +1,283 @@
+"""Keys that this end changes: because the user wants it, and before a cipher's limit is reached."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+
+from pyktls import RecordError, Role, Unavailable, linux
+from pyktls.ciphers import TLS_1_2, TLS_1_3
+from pyktls.post_handshake import ALERT, APPLICATION_DATA, HANDSHAKE
+from pyktls.record_limit import record_limits
+from support import kernel, tls
+from support.kernel import both_ways, kernel_can_rekey, offloaded, recv_exactly, wired
+
+SUITE_1_2 = kernel.suite(TLS_1_2)
+SUITE_1_3 = kernel.suite(TLS_1_3)
+KEY_UPDATE = b"\x18\x00\x00\x01\x00"
+KEY_UPDATE_REQUEST = b"\x18\x00\x00\x01\x01"
+CLOSE_NOTIFY = (ALERT, b"\x01\x00")
+
+over_roles = pytest.mark.parametrize("role", list(Role), ids=str)
+
+
+def assert_refused(sock, wire):
+    """Where keys cannot be changed nothing is sent, and the connection goes on."""
+    with pytest.raises(Unavailable, match="keys cannot be changed|no KeyUpdate"):
+        sock.update_keys()
+    sock.sendall(b"as before")
+    assert wire.recv() == (APPLICATION_DATA, b"as before")
+    wire.send_data(b"too")
+    assert sock.recv(10) == b"too"
+
+
+# ---- update_keys -----------------------------------------------------------------------------
+
+
+@over_roles
+@pytest.mark.parametrize("cipher", kernel.CIPHERS)
+def test_update_keys(role, cipher):
+    with wired(kernel.suite(TLS_1_3, cipher), role) as (sock, wire):
+        sock.sendall(b"old keys")
+        assert wire.recv() == (APPLICATION_DATA, b"old keys")
+        if not kernel_can_rekey():
+            assert_refused(sock, wire)
+            return
+        for _ in range(3):
+            sock.update_keys()
+            assert wire.recv() == (HANDSHAKE, KEY_UPDATE)
+            wire.opener.rekey()
+            sock.sendall(b"new keys")
+            assert wire.recv() == (APPLICATION_DATA, b"new keys")
+            wire.send_data(b"still the old ones of this direction")
+            assert sock.recv(100) == b"still the old ones of this direction"
+        sock.close()
+        assert wire.recv() == CLOSE_NOTIFY
+
+
+def test_update_keys_in_tls_1_2():
+    with wired(SUITE_1_2) as (sock, wire):
+        assert_refused(sock, wire)
+
+
+def test_update_keys_and_ask_the_peer():
+    if not kernel_can_rekey():
+        with wired(SUITE_1_3) as (sock, wire):
+            assert_refused(sock, wire)
+        return
+    with wired(SUITE_1_3) as (sock, wire):
+        sock.update_keys(request_peer=True)
+        assert wire.recv() == (HANDSHAKE, KEY_UPDATE_REQUEST)
+        wire.opener.rekey()
+        # As long as it has not answered it is not asked again.
+        sock.update_keys(request_peer=True)
+        assert wire.recv() == (HANDSHAKE, KEY_UPDATE)
+        wire.opener.rekey()
+        wire.send(HANDSHAKE, KEY_UPDATE)
+        wire.sealer.rekey()
+        wire.send_data(b"answered")
+        assert sock.recv(100) == b"answered"
+        sock.update_keys(request_peer=True)
+        assert wire.recv() == (HANDSHAKE, KEY_UPDATE_REQUEST)
+
+
+def test_openssl_answers():
+    with offloaded(TLS_1_3) as (sock, peer):
+        both_ways(sock, peer)
+        if not kernel_can_rekey():
+            with pytest.raises(Unavailable):
+                sock.update_keys(request_peer=True)
+            both_ways(sock, peer)
+            return
+        for _ in range(3):
+            sock.update_keys(request_peer=True)
+            both_ways(sock, peer, kernel.pattern(50_000))
+            tls.send_key_update(peer, request=True)
+            both_ways(peer, sock, kernel.pattern(50_000))
+
+
+def test_what_msg_more_holds_back_goes_out_under_the_old_keys():
+    if not kernel_can_rekey():
+        with wired(SUITE_1_3) as (sock, wire):
+            sock.send(b"held back", socket.MSG_MORE)
+            with pytest.raises(Unavailable):
+                sock.update_keys()
+            sock.sendall(b" and not")
+            assert wire.recv() == (APPLICATION_DATA, b"held back and not")
+        return
+    with wired(SUITE_1_3) as (sock, wire):
+        sock.send(b"held back", socket.MSG_MORE)
+        sock.update_keys()
+        assert wire.recv() == (APPLICATION_DATA, b"held back")
+        assert wire.recv() == (HANDSHAKE, KEY_UPDATE)
+        wire.opener.rekey()
+        sock.sendall(b"new")
+        assert wire.recv() == (APPLICATION_DATA, b"new")
+
+
+def test_an_update_that_finds_no_room_changes_nothing():
+    if not kernel_can_rekey():
+        with wired(SUITE_1_3) as (sock, wire):
+            assert_refused(sock, wire)
+        return
+    with wired(SUITE_1_3) as (sock, wire):
+        sock.setblocking(False)
+        sent = bytearray()
+        piece = kernel.pattern(100_000)
+        with pytest.raises(BlockingIOError):
+            while True:
+                sent += piece[: sock.send(piece)]
+        with pytest.raises(BlockingIOError):
+            sock.update_keys()
+        sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            sock.update_keys()
+        assert wire.recv_data(len(sent)) == sent
+        sock.settimeout(kernel.TIMEOUT)
+        sock.update_keys()
+        assert wire.recv() == (HANDSHAKE, KEY_UPDATE)
+        wire.opener.rekey()
+        sock.sendall(b"new")
+        assert wire.recv() == (APPLICATION_DATA, b"new")
+
+
+def test_no_update_after_the_end():
+    with wired(SUITE_1_3) as (sock, wire):
+        sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(BrokenPipeError):
+            sock.update_keys()
+        assert wire.recv() == CLOSE_NOTIFY
+
+
+# ---- before the cipher's limit ---------------------------------------------------------------
+
+
+def the_ways_to_send(sock, path):
+    def sendfile(data):
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            assert sock.sendfile(file) == len(data)
+
+    return {
+        "send": sock.send,
+        "sendall": sock.sendall,
+        "sendmsg": lambda data: sock.sendmsg([data[:1], data[1:]]),
+        "sendmsg of an iterator": lambda data: sock.sendmsg(iter([data])),
+        "sendfile": sendfile,
+    }
+
+
+@pytest.mark.parametrize(
+    "way", ["send", "sendall", "sendmsg", "sendmsg of an iterator", "sendfile"]
+)
+@pytest.mark.parametrize("cipher", ["AES_128_GCM", "AES_128_CCM"])
+def test_keys_change_by_themselves_or_sending_ends_in_time(way, cipher, tmp_path):
+    """RFC 8446 section 5.5, from a connection that has sent almost as much as it may."""
+    suite = kernel.suite(TLS_1_3, cipher)
+    soft, hard = record_limits(suite.aead)
+    if kernel_can_rekey():
+        with wired(suite, sent=soft - 20) as (sock, wire):
+            send = the_ways_to_send(sock, tmp_path / "file")[way]
+            types = []
+            for number in range(40):
+                data = b"%04d" % number
+                send(data)
+                record_type, payload = wire.recv()
+                if record_type == HANDSHAKE:
+                    assert payload == KEY_UPDATE
+                    wire.opener.rekey()
+                    record_type, payload = wire.recv()
+                    types.append(number)
+                assert (record_type, payload) == (APPLICATION_DATA, data)
+            (changed,) = types
+            assert 10 <= changed <= 21
+        return
+    with wired(suite, sent=hard - 20) as (sock, wire):
+        send = the_ways_to_send(sock, tmp_path / "file")[way]
+        sent = 0
+        with pytest.raises(RecordError, match=f"{cipher} is good for"):
+            for _ in range(40):
+                send(b"data")
+                assert wire.recv() == (APPLICATION_DATA, b"data")
+                sent += 1
+        assert 10 <= sent <= 20
+        with pytest.raises(RecordError, match=f"{cipher} is good for"):
+            send(b"data")
+        wire.send_data(b"the other direction goes on")
+        assert sock.recv(100) == b"the other direction goes on"
+        sock.close()
+        assert wire.recv() == CLOSE_NOTIFY
+
+
+def test_tls_1_2_ends_at_the_limit():
+    _, hard = record_limits(SUITE_1_2.aead)
+    with wired(SUITE_1_2, sent=hard - 2) as (sock, wire):
+        for _ in range(2):
+            sock.sendall(b"data")
+            assert wire.recv() == (APPLICATION_DATA, b"data")
+        with pytest.raises(RecordError, match="cannot change its keys"):
+            sock.sendall(b"data")
+        sock.close()
+        assert wire.recv() == CLOSE_NOTIFY
+
+
+def test_records_that_are_shorter_than_full_ones_are_counted_too():
+    """With TLS_TX_MAX_PAYLOAD_LEN lengths say little about the number of records."""
+    soft, hard = record_limits(SUITE_1_3.aead)
+    end = soft if kernel_can_rekey() else hard
+    with contextlib.ExitStack() as stack:
+        sock, wire = stack.enter_context(wired(SUITE_1_3, sent=end - 3000))
+        size, records = 64, 100
+        try:
+            linux.set_tx_max_payload_len(sock, size)
+        except Unavailable:  # then no record is shorter unless its send is
+            size, records = 16384, 10
+            sock, wire = stack.enter_context(wired(SUITE_1_3, sent=end - 300))
+        changed = 0
+        for _ in range(40):
+            try:
+                sock.sendall(bytes(records * size))
+            except RecordError:
+                changed += 1
+                break
+            rest = records * size
+            while rest:
+                record_type, payload = wire.recv()
+                if record_type == HANDSHAKE:
+                    changed += 1
+                    wire.opener.rekey()
+                else:
+                    assert len(payload) == size
+                    rest -= len(payload)
+        assert changed == 1
+        # In time, and not much too early.
+        count = linux.get_rec_seq(sock, linux.TLS_TX)
+        assert (900 <= count <= 1100) if kernel_can_rekey() else (hard - 10 <= count <= hard)
+
+
+def test_the_hot_path_asks_the_kernel_only_now_and_then():
+    """Of a fresh connection the count is an estimate, put right at long intervals."""
+    with wired(SUITE_1_3, sent=0) as (sock, wire):
+        for _ in range(50):
+            sock.sendall(b"data")
+        assert sock._layer.records_sent >= 50
+        assert sock._layer.next_count > 10_000
+        assert wire.recv_data(200) == b"data" * 50
+        assert linux.get_rec_seq(sock, linux.TLS_TX) == 50
+
+
+def test_a_long_stream_between_two_of_us_changes_keys_in_the_middle():
+    """Both ends are ours; neither side notices."""
+    soft, hard = record_limits(SUITE_1_3.aead)
+    start = soft - 100 if kernel_can_rekey() else hard - 1000
+    own, other = kernel.sessions(SUITE_1_3, sent=start)
+    with kernel.keyed(own, other) as (sock, peer):
+        data = kernel.pattern(3_000_000)
+        with kernel.Background(recv_exactly, peer, len(data)) as receiver:
+            sock.sendall(data)
+            assert receiver.result() == data
+        both_ways(sock, peer)
+        if kernel_can_rekey():
+            assert linux.get_rec_seq(sock, linux.TLS_TX) < 1000
