@@ -126,7 +126,7 @@ def copy_keys(keys: DirectionKeys) -> DirectionKeys:
 def sessions(
     value: CipherSuite, role: Role = Role.CLIENT, sent: int = 5
 ) -> tuple[Session, Session]:
-    """The session of one end, in the given role, which has sent so many records; the other end's."""
+    """The session of one end, which has sent so many records, and that of the other end."""
     # TLS 1.2: Finished was record 0 (RFC 5246 section 6.1).
     one = direction_keys(value, sent)
     two = direction_keys(value, 1)
