@@ -31,6 +31,7 @@ from .offloading import offload
 from .probe import Answer, Cause, KernelSupport, probe
 from .session import Direction, DirectionKeys, Role, Session
 from .sockets import KTLSSocket
+from .ssl_sockets import SSLSocket, wrap_context
 from .status import Mode, Status, status
 from .survey import SocketInfo, TCPState, sockets
 from .switch import install
@@ -51,6 +52,7 @@ __all__ = [
     "Mode",
     "RecordError",
     "Role",
+    "SSLSocket",
     "Session",
     "SocketInfo",
     "Status",
@@ -68,6 +70,7 @@ __all__ = [
     "sockets",
     "status",
     "watch",
+    "wrap_context",
 ]
 
 __version__ = "0.1.0.dev0"

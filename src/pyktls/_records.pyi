@@ -42,6 +42,7 @@ class Channel:
     records_sent: int
     next_count: int
     reading_data: bool
+    most_flags: int
     @property
     def receive_lock(self) -> Lock: ...
     @property

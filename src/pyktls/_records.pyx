@@ -551,6 +551,7 @@ cdef class Channel:
     cdef public bint straight_out
     cdef public unsigned long long records_sent
     cdef public unsigned long long next_count
+    cdef public int most_flags
     cdef readonly Lock receive_lock
     cdef readonly Lock send_lock
     cdef bint _reading_data
@@ -562,6 +563,7 @@ cdef class Channel:
         self.receive_lock = Lock()
         self.send_lock = Lock()
         self._wait = wait_for(None)
+        self.most_flags = MOST_FLAGS
 
     @property
     def timeout(self):
@@ -696,6 +698,9 @@ cdef class Channel:
                 iov.iov_base = view.buf
                 iov.iov_len = <size_t>view.len
                 return transmit(self.fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, &wait)
+            except OSError as e:
+                self.send_failed(e)
+                raise
             finally:
                 PyBuffer_Release(&view)
         finally:
@@ -804,7 +809,7 @@ cdef class SocketMethods:
         if layer is None:
             return super(SocketMethods, self).send(data, flags)
         bits = small(flags)
-        if 0 <= bits <= MOST_FLAGS and (<Channel?>layer).straight_out:
+        if 0 <= bits <= (<Channel?>layer).most_flags and (<Channel>layer).straight_out:
             sent = (<Channel>layer).send(data, <int>bits, False)
             if sent >= 0:
                 return sent
@@ -821,7 +826,7 @@ cdef class SocketMethods:
         if layer is None:
             return super(SocketMethods, self).sendall(data, flags)
         bits = small(flags)
-        if 0 <= bits <= MOST_FLAGS and (<Channel?>layer).straight_out:
+        if 0 <= bits <= (<Channel?>layer).most_flags and (<Channel>layer).straight_out:
             if (<Channel>layer).send(data, <int>bits, True) >= 0:
                 return None
         return layer.sendall_slowly(data, flags)
@@ -838,10 +843,10 @@ cdef class SocketMethods:
             return super(SocketMethods, self).sendmsg(buffers, ancdata, flags, address)
         bits = small(flags)
         if (
-            0 <= bits <= MOST_FLAGS and address is None and type(ancdata) is tuple and not ancdata
+            0 <= bits <= (<Channel?>layer).most_flags and address is None and type(ancdata) is tuple and not ancdata
             # An iterator could be gone through only once.
             and (type(buffers) is list or type(buffers) is tuple)
-            and (<Channel?>layer).straight_out
+            and (<Channel>layer).straight_out
         ):
             sent = (<Channel>layer).sendmsg(buffers, <int>bits)
             if sent >= 0:

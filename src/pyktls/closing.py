@@ -23,10 +23,31 @@ from .socket_calls import getsockopt
 
 __all__ = [
     "aborts",
+    "close",
     "finish_in_time",
     "finish_sending",
     "take_in_unseen_records",
+    "unwrap",
 ]
+
+
+def close(layer: RecordLayer, seconds: float) -> None:
+    """Get the connection ready to be closed, within so many seconds; else TimeoutError."""
+    if layer.fd >= 0 and not layer.is_dead() and not aborts(layer.fd):
+        finish_in_time(layer, seconds, "close")
+        take_in_unseen_records(layer)
+
+
+def unwrap(layer: RecordLayer) -> None:
+    """Send close_notify and wait for the peer's, each as long as the timeout allows.
+
+    Raises Error if there is data of the peer that has not been read.
+    """
+    with layer.send_lock:
+        finish_sending(layer, layer.deadline())
+    with layer.receive_lock:
+        if layer.receive(memoryview(bytearray(1)), socket.MSG_PEEK, layer.deadline()):
+            raise Error("the peer has sent data that has not been read: receive it first")
 
 
 def finish_in_time(layer: RecordLayer, seconds: float, call: str) -> None:

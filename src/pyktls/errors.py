@@ -57,8 +57,11 @@ class Unavailable(Error):
 class HandoffRefused(Error):
     """The connection is not in a state in which its keys could be handed over.
 
-    Unless the message says that the connection is dead, it is as usable as before.
+    It is as usable as before, unless ``dead`` is true (and the message says so): then the kernel
+    has taken one direction and refused the other, and the connection can only be closed.
     """
+
+    dead = False
 
 
 class TLSAlert(Error, ConnectionError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .engines import native
 from .errors import HandoffRefused
 from .handoff import ssl_object
+from .record_layer import RecordLayer
 from .sockets import Handshake, KTLSSocket
-from .switch import check_socket, install_fd
+from .takeover import take_over
 
 if TYPE_CHECKING:
     import ssl
@@ -28,25 +28,15 @@ def offload(ssl_sock: ssl.SSLSocket) -> KTLSSocket:
     then ``ssl_sock`` is as usable as before, unless the message says that the connection is dead.
     """
     sslobj = ssl_object(ssl_sock)
-    check_socket(ssl_sock)
     if ssl_sock._io_refs:  # type: ignore[attr-defined]  # noqa: SLF001
         raise HandoffRefused(
             "file objects made by makefile() are open on the socket, and may hold data: close them"
         )
-    session = native.extract(sslobj, drained=True)
-    sock = KTLSSocket(session, ssl_sock.fileno(), handshake=Handshake(ssl_sock))
-    try:
-        sock.settimeout(ssl_sock.gettimeout())
-        install_fd(sock.fileno(), session, tx=True, rx=True)
-    except BaseException:
-        sock._disown()  # noqa: SLF001
-        raise
-    # The kernel has the connection.  From here on nothing may fail.
-    pending = sslobj.pending()
-    if pending:
-        # This comes out of OpenSSL's memory; the socket is not asked.
-        sock._layer.leftover = sslobj.read(pending)  # noqa: SLF001
-    ssl_sock.detach()
-    native.leave(sslobj)
+    handshake = Handshake(sslobj)
+    taken = take_over(ssl_sock, RecordLayer)
+    handshake.tickets = taken.tickets
+    timeout = ssl_sock.gettimeout()
+    sock = KTLSSocket._from_layer(taken.layer, ssl_sock.detach(), handshake)  # noqa: SLF001
+    sock.settimeout(timeout)
     ssl_sock._sslobj = None  # type: ignore[attr-defined]  # noqa: SLF001
     return sock

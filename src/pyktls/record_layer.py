@@ -595,6 +595,9 @@ class RecordLayer(_records.Channel):
             self.count_records(size, pieces, deadline)
         return deadline
 
+    def send_failed(self, error: OSError) -> None:
+        """See an error of a send that went straight to the kernel; it is raised afterwards."""
+
     def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:
         """Do send with any arguments, in any state."""
         flags = arguments.flags(flags)

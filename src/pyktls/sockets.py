@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import _records, arguments, closing, file_transfer
 from .ciphers import TLS_1_2, TLS_1_3
-from .errors import Error, HandoffRefused, InvalidType, InvalidValue
+from .errors import HandoffRefused, InvalidType, InvalidValue
 from .record_layer import RecordLayer
 from .status import Status, status
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from .resumption import TicketKeeper
     from .session import Session
     from .socket_calls import HasFileno
 
@@ -34,12 +35,14 @@ __all__ = ["Handshake", "KTLSSocket"]
 class Handshake:
     """What the handshake found out that users ask for afterwards."""
 
-    __slots__ = ("alpn", "peer", "peer_der")
+    __slots__ = ("alpn", "peer", "peer_der", "tickets")
 
-    def __init__(self, ssl_sock: ssl.SSLSocket) -> None:
-        self.alpn = ssl_sock.selected_alpn_protocol()
-        self.peer = ssl_sock.getpeercert()
-        self.peer_der = ssl_sock.getpeercert(binary_form=True)
+    def __init__(self, sslobj: Any) -> None:
+        self.alpn: str | None = sslobj.selected_alpn_protocol()
+        # What it has not verified it does not tell.
+        self.peer = sslobj.getpeercert(False)
+        self.peer_der = sslobj.getpeercert(True)
+        self.tickets: TicketKeeper | None = None
 
 
 class KTLSSocket(_records.SocketMethods, socket.socket):
@@ -75,6 +78,13 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         super().__init__(fileno=fileno)
         self._layer = RecordLayer(session, fileno, self.gettimeout())
 
+    @classmethod
+    def _from_layer(cls, layer: RecordLayer, fileno: int, handshake: Handshake) -> Self:
+        """Make the socket of a layer that exists already."""
+        self = cls(layer.session, fileno, handshake=handshake)
+        self._layer = layer
+        return self
+
     # ---- what the connection is --------------------------------------------------------------
 
     @property
@@ -100,6 +110,15 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         if self._handshake is None:
             return None
         return self._handshake.peer_der if binary_form else self._handshake.peer
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """The TLS session, for ``ssl.SSLContext.wrap_socket(session=...)``: clients only.
+
+        Tickets that have been received since the switch count.  None where there is none (yet).
+        """
+        tickets = self._handshake.tickets if self._handshake else None
+        return tickets.session if tickets else None
 
     def pending(self) -> int:
         """Bytes that OpenSSL had decrypted before the switch and that are still to be read.
@@ -227,13 +246,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         ssl.SSLSocket.unwrap this gives no plain socket back: the kernel knows no way back.
         Raises TruncationError if the peer just closes.
         """
-        layer = self._layer
-        deadline = layer.deadline()
-        with layer.send_lock:
-            closing.finish_sending(layer, deadline)
-        with layer.receive_lock:
-            if layer.receive(memoryview(bytearray(1)), socket.MSG_PEEK, layer.deadline()):
-                raise Error("the peer has sent data that has not been read: receive it first")
+        closing.unwrap(self._layer)
 
     def shutdown(self, how: int, /) -> None:
         """As socket.shutdown; before the sending half ends, close_notify is sent."""
@@ -256,7 +269,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
                 f"{self.pending()} bytes that OpenSSL had decrypted are still to be read"
             )
         fd = super().detach()
-        self._layer.forget()
+        self._forget()
         return fd
 
     def dup(self) -> NoReturn:
@@ -267,18 +280,21 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         # socket.close comes here when the last file object of makefile() is closed too.
         layer = self._layer
         try:
-            if layer.fd >= 0 and not layer.is_dead() and not closing.aborts(layer.fd):
-                closing.finish_in_time(layer, self.gettimeout() or self.close_timeout, "close")
-                closing.take_in_unseen_records(layer)
+            closing.close(layer, self.gettimeout() or self.close_timeout)
         finally:
             layer.fd = -1
             super()._real_close(*args)  # type: ignore[misc]
-            layer.forget()
+            self._forget()
 
     def _disown(self) -> None:
         """Forget the descriptor without a word to the peer: it stays somebody else's."""
         super().detach()
+        self._forget()
+
+    def _forget(self) -> None:
         self._layer.forget()
+        if self._handshake and self._handshake.tickets:
+            self._handshake.tickets.wipe()
 
     def __del__(self) -> None:
         if self.fileno() >= 0 and not sys.is_finalizing():

@@ -51,6 +51,8 @@ class Status:
     where the network card encrypts), ``rx_no_pad`` whether TLS_RX_EXPECT_NO_PAD is on,
     ``tx_max_payload_len`` the most plaintext that is put into a record (TLS_TX_MAX_PAYLOAD_LEN).
     They are None while no keys are installed, and where the kernel does not tell.
+
+    ``refusal`` is for a ``pyktls.SSLSocket`` that stayed with OpenSSL: the error that says why.
     """
 
     ulp: str
@@ -63,6 +65,7 @@ class Status:
     zerocopy_ro: bool | None = None
     rx_no_pad: bool | None = None
     tx_max_payload_len: int | None = None
+    refusal: Exception | None = None
 
 
 _CONF = {

@@ -25,7 +25,14 @@ from .session import Direction, DirectionKeys, Session, check_lengths
 if TYPE_CHECKING:
     from .socket_calls import System
 
-__all__ = ["check_cipher", "check_socket", "install", "install_fd", "rekey_fd", "system"]
+__all__ = [
+    "check_cipher",
+    "check_socket",
+    "install",
+    "install_fd",
+    "rekey_fd",
+    "system",
+]
 
 #: The kernel that the compiled half is made for.
 system: System = freebsd if lib.pyktls_system() == lib.PYKTLS_FREEBSD else linux.system
@@ -141,10 +148,12 @@ def _install_keys(fd: int, session: Session, wanted: list[Direction]) -> None:
             done.append(direction)
     except (OSError, Unavailable) as e:
         if done:
-            raise HandoffRefused(
+            half = HandoffRefused(
                 f"the kernel took the {done[0]} keys and refused the others ({e}): "
                 "the connection is dead, close it"
-            ) from e
+            )
+            half.dead = True
+            raise half from e
         if isinstance(e, OSError):  # refused: the keys have not been used
             for direction in wanted:
                 session.keys(direction).unclaim()

@@ -1,0 +1,515 @@
+"""``pyktls.SSLSocket``: an ssl.SSLSocket that goes to the kernel by itself after its handshake.
+
+``wrap_context`` has a context make its sockets of this class, so that whatever calls
+``context.wrap_socket`` (http.client, http.server, urllib3, smtplib, ...) uses kernel TLS without a
+further change.  Where the kernel cannot, the socket stays what ssl made it, nothing is lost, and
+``ktls.refusal`` says why.
+
+The methods of ssl.SSLSocket do their work through ``_sslobj``, OpenSSL's side of the connection.
+After the switch ``_Switched`` stands in its place: questions (certificate, cipher, session, ...)
+it passes on, everything that would read or write it answers with the record layer.  OpenSSL itself
+is given other BIOs, so that it could not reach the connection even if it were asked to: what it
+wrote there would be encrypted twice.
+
+Errors are those that code for ssl.SSLSocket expects: ``ssl.SSLWantReadError`` where a plain socket
+raises BlockingIOError, subclasses of ``ssl.SSLError`` where the TLS connection breaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import sys
+import warnings
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+
+from . import _records, closing, file_transfer
+from .errors import (
+    Error,
+    HandoffRefused,
+    InvalidType,
+    InvalidValue,
+    RecordError,
+    TLSAlert,
+    TruncationError,
+    Unavailable,
+)
+from .handoff import watch
+from .record_layer import RecordLayer
+from .status import Status, status
+from .takeover import take_over
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from _typeshed import ReadableBuffer
+
+    from .resumption import TicketKeeper
+    from .socket_calls import HasFileno
+
+__all__ = ["SSLSocket", "wrap_context"]
+
+T = TypeVar("T")
+
+
+# ---- errors ----------------------------------------------------------------------------------
+
+
+class SSLAlert(TLSAlert, ssl.SSLError):
+    """A TLSAlert that is also an ssl.SSLError."""
+
+    def __init__(self, level: int, description: int) -> None:
+        TLSAlert.__init__(self, level, description)
+        self.args = (ssl.SSL_ERROR_SSL, TLSAlert.__str__(self))
+
+
+class SSLRecordError(RecordError, ssl.SSLError):
+    """A RecordError that is also an ssl.SSLError."""
+
+
+class SSLTruncationError(TruncationError, ssl.SSLEOFError):
+    """A TruncationError that is also an ssl.SSLEOFError."""
+
+
+def _as_ssl_error(error: BaseException, *, writing: bool) -> BaseException:
+    match error:
+        case ssl.SSLError():
+            return error
+        case BlockingIOError():
+            if writing:
+                return ssl.SSLWantWriteError(
+                    ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)"
+                )
+            return ssl.SSLWantReadError(
+                ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)"
+            )
+        case TimeoutError():
+            return TimeoutError(f"The {'write' if writing else 'read'} operation timed out")
+        case TLSAlert(level=level, description=description):
+            return SSLAlert(level, description)
+        case TruncationError():
+            return SSLTruncationError(ssl.SSL_ERROR_EOF, str(error))
+        case RecordError():
+            return SSLRecordError(ssl.SSL_ERROR_SSL, str(error))
+    return error
+
+
+@contextlib.contextmanager
+def _ssl_errors(*, writing: bool) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, Error) as e:
+        other = _as_ssl_error(e, writing=writing)
+        if other is e:
+            raise
+        raise other from e
+
+
+class _SSLRecordLayer(RecordLayer):
+    """A record layer whose errors, and whose view of a ragged end, are those of the ssl module."""
+
+    suppress_ragged_eofs = True
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.most_flags = 0
+
+    def _reading(self, call: Callable[..., T], at_end: T, *arguments: Any) -> T:
+        """Call; turn errors; of a ragged end, which ssl suppresses by default, make an end."""
+        try:
+            return call(*arguments)
+        except TruncationError as e:
+            if self.suppress_ragged_eofs:
+                return at_end
+            raise _as_ssl_error(e, writing=False) from e
+        except (OSError, Error) as e:
+            other = _as_ssl_error(e, writing=False)
+            if other is e:
+                raise
+            raise other from e
+
+    @staticmethod
+    def _no_flags(flags: Any, call: str) -> None:
+        if flags != 0:
+            raise InvalidValue(f"non-zero flags not allowed in calls to {call}() on an SSLSocket")
+
+    def recv_slowly(self, bufsize: Any, flags: Any) -> bytes:
+        self._no_flags(flags, "recv")
+        return self._reading(super().recv_slowly, b"", bufsize, flags)
+
+    def recv_into_slowly(self, buffer: Any, nbytes: Any, flags: Any) -> int:
+        self._no_flags(flags, "recv_into")
+        return self._reading(super().recv_into_slowly, 0, buffer, nbytes, flags)
+
+    def _recv_after_other(self, *arguments: Any) -> bytes:
+        return self._reading(super()._recv_after_other, b"", *arguments)
+
+    def _recv_into_after_other(self, *arguments: Any) -> int:
+        return self._reading(super()._recv_into_after_other, 0, *arguments)
+
+    def receive_failed(self, error: OSError) -> NoReturn:
+        with _ssl_errors(writing=False):
+            super().receive_failed(error)
+        raise AssertionError("it raises")
+
+    def send_failed(self, error: OSError) -> None:
+        with _ssl_errors(writing=True):
+            raise error
+
+    def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:
+        self._no_flags(flags, "send")
+        with _ssl_errors(writing=True):
+            return super().send_slowly(data, flags)
+
+    def sendall_slowly(self, data: ReadableBuffer, flags: Any) -> None:
+        self._no_flags(flags, "sendall")
+        with _ssl_errors(writing=True):
+            super().sendall_slowly(data, flags)
+
+
+# ---- in the place of OpenSSL -----------------------------------------------------------------
+
+
+class _Switched:
+    """What takes the place of ``_sslobj`` once the kernel has the connection."""
+
+    def __init__(
+        self, sock: SSLSocket, sslobj: Any, layer: RecordLayer, tickets: TicketKeeper | None
+    ) -> None:
+        # Weakly: the socket owns this, and is to go as soon as nobody has it any more.
+        self._reference = weakref.ref(sock)
+        self._sslobj = sslobj
+        self._layer = layer
+        self._tickets = tickets
+
+    @property
+    def _sock(self) -> SSLSocket:
+        sock = self._reference()
+        if sock is None:
+            raise InvalidValue("the socket is gone")
+        return sock
+
+    def __getattr__(self, name: str) -> Any:
+        # Questions; what would do something is below, or does not exist for OpenSSL any more.
+        if name in _QUESTIONS:
+            return getattr(self._sslobj, name)
+        raise AttributeError(f"{name} is not available once the kernel has the connection")
+
+    def read(self, size: int = 1024, buffer: Any = None) -> Any:
+        if buffer is None:
+            return self._sock.recv(size) if size else b""
+        view = memoryview(buffer).cast("B")
+        size = len(view) if size <= 0 else min(size, len(view))
+        return self._sock.recv_into(view, size) if size else 0
+
+    def write(self, data: ReadableBuffer) -> int:
+        return self._sock.send(data)
+
+    def pending(self) -> int:
+        return len(self._layer.leftover)
+
+    def do_handshake(self) -> None:
+        """Nothing: it is done."""
+
+    def shutdown(self) -> SSLSocket:
+        self._sock.unwrap()
+        return self._sock
+
+    def verify_client_post_handshake(self) -> NoReturn:
+        raise Unavailable(
+            "the peer cannot be asked for a certificate any more: the kernel has the connection, "
+            "and the transcript that the answer signs is gone with OpenSSL"
+        )
+
+    def uses_ktls_for_send(self) -> bool:
+        # That OpenSSL uses it, which could then be asked to send a file.
+        return False
+
+    def uses_ktls_for_recv(self) -> bool:
+        return False
+
+    @property
+    def session(self) -> Any:
+        if self._tickets is not None:
+            return self._tickets.session
+        return self._sslobj.session
+
+    @property
+    def context(self) -> Any:
+        return self._sslobj.context
+
+    @context.setter
+    def context(self, value: Any) -> None:
+        self._sslobj.context = value
+
+    @property
+    def owner(self) -> Any:
+        return self._sslobj.owner
+
+
+_QUESTIONS = frozenset(
+    {
+        "cipher",
+        "client_sigalg",
+        "compression",
+        "get_channel_binding",
+        "get_unverified_chain",
+        "get_verified_chain",
+        "getpeercert",
+        "group",
+        "selected_alpn_protocol",
+        "selected_npn_protocol",
+        "server_hostname",
+        "server_side",
+        "server_sigalg",
+        "session_reused",
+        "shared_ciphers",
+        "version",
+    }
+)
+
+
+# ---- the socket ------------------------------------------------------------------------------
+
+
+class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
+    """An ssl.SSLSocket that is switched to kernel TLS when its handshake is done.
+
+    Made by a context that ``wrap_context`` was called for.  Differences to ssl.SSLSocket once
+    ``ktls.tx`` and ``ktls.rx`` are true:
+
+    * ``close`` and ``shutdown`` send what is under way and a close_notify, and wait for at most
+      ``close_timeout`` seconds (a socket timeout, if one is set, instead).
+    * ``unwrap`` ends TLS and returns the socket itself, which can send and receive nothing more:
+      the kernel knows no way back to plain text.
+    * ``sendfile`` has the kernel encrypt the file's pages as they are.
+    """
+
+    #: Whether a connection that the kernel cannot take is an error.
+    require = False
+    close_timeout: float = 30.0
+
+    _layer: RecordLayer | None = None
+    _refusal: Exception | None = None
+    _tickets: TicketKeeper | None = None
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Make the object as socket.socket does; SocketMethods, which comes first, cannot."""
+        return socket.socket.__new__(cls, *arguments, **keywords)
+
+    # ---- the switch --------------------------------------------------------------------------
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As ssl.SSLSocket.do_handshake; then the connection goes to the kernel.
+
+        Where that is impossible it stays with OpenSSL, unless it is required: then HandoffRefused
+        or Unavailable is raised, and the socket closed.
+        """
+        super().do_handshake(block)
+        if self._layer is None:
+            self._switch()
+
+    def _switch(self) -> None:
+        try:
+            taken = take_over(self, _SSLRecordLayer)
+        except (HandoffRefused, Unavailable) as e:
+            self._refusal = e
+            if self.require or getattr(e, "dead", False):
+                self.close()
+                raise
+            return
+        taken.layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
+        self._refusal = None
+        self._tickets = taken.tickets
+        self._sslobj = _Switched(self, taken.sslobj, taken.layer, taken.tickets)
+        self._layer = taken.layer
+
+    @property
+    def ktls(self) -> Status:
+        """What the kernel says of this socket, and why it has not got it; see pyktls.status."""
+        found = status(self)
+        return replace(found, refusal=self._refusal) if self._refusal is not None else found
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context.  One that an sni_callback sets is watched from then on."""
+        return self._context
+
+    @context.setter
+    def context(self, value: ssl.SSLContext) -> None:
+        with contextlib.suppress(HandoffRefused, Unavailable):  # the switch will say it
+            watch(value)
+        self._context = value
+        self._sslobj.context = value
+
+    # ---- once it is switched -----------------------------------------------------------------
+
+    def settimeout(self, value: float | None, /) -> None:
+        """As socket.settimeout."""
+        super().settimeout(value)
+        if self._layer is not None:
+            self._layer.timeout = self.gettimeout()
+
+    def setblocking(self, flag: bool, /) -> None:
+        """As socket.setblocking."""
+        super().setblocking(flag)
+        if self._layer is not None:
+            self._layer.timeout = self.gettimeout()
+
+    def recvmsg_into(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        """Not there, as in ssl.SSLSocket."""
+        raise NotImplementedError(f"recvmsg_into not allowed on instances of {self.__class__}")
+
+    def sendmsg(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        """Not there, as in ssl.SSLSocket."""
+        raise NotImplementedError(f"sendmsg not allowed on instances of {self.__class__}")
+
+    def sendfile(
+        self,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        headers: Sequence[ReadableBuffer] = (),
+        trailers: Sequence[ReadableBuffer] = (),
+    ) -> int:
+        """Send a file, as KTLSSocket.sendfile; by OpenSSL where the kernel has not taken over."""
+        if self._layer is not None:
+            use_send: Callable[..., int] = self._sendfile_use_send  # type: ignore[attr-defined]
+            with _ssl_errors(writing=True):
+                return file_transfer.sendfile(
+                    self._layer, file, offset, count, headers, trailers, use_send
+                )
+        total = 0
+        for piece in headers:
+            self.sendall(piece)
+            total += memoryview(piece).nbytes
+        total += super().sendfile(file, offset, count)
+        for piece in trailers:
+            self.sendall(piece)
+            total += memoryview(piece).nbytes
+        return total
+
+    def splice_to(self, pipe: HasFileno | int, count: int) -> int:
+        """As KTLSSocket.splice_to; Unavailable where the kernel has not taken over."""
+        with _ssl_errors(writing=False):
+            return file_transfer.splice_to(self._kernels(), pipe, count)
+
+    def splice_from(self, pipe: HasFileno | int, count: int, *, more: bool = False) -> int:
+        """As KTLSSocket.splice_from; Unavailable where the kernel has not taken over."""
+        with _ssl_errors(writing=True):
+            return file_transfer.splice_from(self._kernels(), pipe, count, more=more)
+
+    def update_keys(self, request_peer: bool = False) -> None:
+        """As KTLSSocket.update_keys; Unavailable where the kernel has not taken over."""
+        with _ssl_errors(writing=True):
+            self._kernels().update_keys(bool(request_peer))
+
+    def _kernels(self) -> RecordLayer:
+        if self._layer is None:
+            raise Unavailable("the kernel does not have this connection") from self._refusal
+        return self._layer
+
+    # ---- closing -----------------------------------------------------------------------------
+
+    def unwrap(self) -> Any:
+        """End TLS in both directions: send close_notify and wait for the peer's.
+
+        Returns a socket as ssl.SSLSocket.unwrap does.  Once the kernel has the connection that is
+        this socket itself, and nothing more can be sent over it.
+        """
+        if self._layer is None:
+            return super().unwrap()
+        with _ssl_errors(writing=False):
+            closing.unwrap(self._layer)
+        return self
+
+    def shutdown(self, how: int, /) -> None:
+        """As socket.shutdown; before the sending half ends, close_notify is sent."""
+        if self._layer is None:
+            super().shutdown(how)
+            return
+        try:
+            if how in (socket.SHUT_WR, socket.SHUT_RDWR):
+                closing.finish_in_time(
+                    self._layer, self.gettimeout() or self.close_timeout, "shutdown"
+                )
+        finally:
+            socket.socket.shutdown(self, how)
+
+    def detach(self) -> int:
+        """As KTLSSocket.detach."""
+        if self._layer is None:
+            return super().detach()
+        if self._layer.leftover:
+            raise HandoffRefused(
+                f"{self.pending()} bytes that OpenSSL had decrypted are still to be read"
+            )
+        fd = super().detach()
+        self._forget()
+        return fd
+
+    def _real_close(self) -> None:
+        layer = self._layer
+        if layer is None:
+            super()._real_close()  # type: ignore[misc]
+            return
+        try:
+            closing.close(layer, self.gettimeout() or self.close_timeout)
+        finally:
+            layer.fd = -1
+            socket.socket._real_close(self)  # type: ignore[attr-defined]  # noqa: SLF001
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._layer is not None:
+            self._layer.forget()
+        if self._tickets is not None:
+            self._tickets.wipe()
+
+    def __del__(self) -> None:
+        if self._layer is not None and self.fileno() >= 0 and not sys.is_finalizing():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+            with contextlib.suppress(OSError):
+                self.close()
+
+
+class _RequiredSSLSocket(SSLSocket):
+    """The same, where the kernel must have every connection."""
+
+    require = True
+
+
+# ---- wrap_context ----------------------------------------------------------------------------
+
+
+def wrap_context(context: ssl.SSLContext, require: bool = False) -> ssl.SSLContext:
+    """Have ``context`` make sockets that go to the kernel after their handshake.
+
+    Returns the context, for use in the same line.  From now on ``context.wrap_socket`` gives
+    ``pyktls.SSLSocket`` objects.  A connection that the kernel cannot take stays with OpenSSL, and
+    its ``ktls.refusal`` is the error that says why; with ``require`` it is closed, and the error
+    raised by the handshake.  ``wrap_bio`` (asyncio's TLS) is not concerned.
+
+    Raises InvalidType for anything but an ssl.SSLContext, InvalidValue for one that has a
+    ``sslsocket_class`` of its own, and with ``require`` what ``pyktls.watch`` raises.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise InvalidType(f"an ssl.SSLContext is needed, not {type(context).__name__}")
+    present = context.sslsocket_class
+    if present not in (ssl.SSLSocket, SSLSocket, _RequiredSSLSocket):
+        raise InvalidValue(
+            f"the context has a sslsocket_class of its own, {present.__name__}: derive that from "
+            "pyktls.SSLSocket, and call pyktls.watch"
+        )
+    try:
+        watch(context)
+    except (HandoffRefused, Unavailable):
+        if require:
+            raise
+        # Each connection will say why it cannot be switched.
+    context.sslsocket_class = _RequiredSSLSocket if require else SSLSocket
+    return context
