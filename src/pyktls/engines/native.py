@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from pyktls.ciphers import AEAD
-
 __all__ = ["extract", "leave", "openssl_ktls", "progress", "watch", "why_not"]
 
 _POINTER_SIZE = ffi.sizeof("void *")
@@ -301,34 +299,3 @@ def progress(sslobj: object) -> tuple[int, int]:
 def leave(sslobj: object) -> None:
     """Let OpenSSL forget the connection in good order, without a byte on the wire."""
     lib.pyktls_tap_leave(_pointer_at(sslobj, _SSL_OFFSET))
-
-
-def isolate(sslobj: object) -> bool:
-    """Take the socket away from OpenSSL's connection; False if it could not be done."""
-    return bool(lib.pyktls_tap_isolate(_pointer_at(sslobj, _SSL_OFFSET)) == lib.PYKTLS_TAP_OK)
-
-
-def feed(sslobj: object, records: bytes) -> bool:
-    """Let an isolated connection take in whole records; tells whether it did."""
-    pointer = _pointer_at(sslobj, _SSL_OFFSET)
-    done = lib.pyktls_tap_feed(pointer, ffi.from_buffer(records), len(records))
-    return bool(done == lib.PYKTLS_TAP_OK)
-
-
-def seal(
-    aead: AEAD, key: bytearray, nonce: bytearray, header: bytes, content: bytes
-) -> bytes | None:
-    """A record's content, encrypted, with its tag; None if OpenSSL has no such cipher."""
-    name = aead.name.replace("_", "-").encode()
-    out = ffi.new("unsigned char[]", len(content) + aead.tag_length)
-    done = lib.pyktls_tap_seal(
-        name,
-        ffi.from_buffer(key),
-        ffi.from_buffer(nonce),
-        ffi.from_buffer(header),
-        len(header),
-        ffi.from_buffer(content),
-        len(content),
-        out,
-    )
-    return bytes(ffi.buffer(out)) if done == lib.PYKTLS_TAP_OK else None
