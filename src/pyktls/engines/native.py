@@ -107,7 +107,8 @@ def watch(context: ssl.SSLContext) -> None:
     # Not in typeshed: CPython calls it a debug helper.
     if getattr(context, "_msg_callback", None) is not None:
         raise HandoffRefused(
-            "the context has a _msg_callback, whose place in OpenSSL pyktls needs; remove it"
+            "the context has a _msg_callback, whose place in OpenSSL pyktls needs; remove it, or "
+            "watch with engine='portable', which goes on calling it"
         )
     if lib.pyktls_tap_watch(_context_pointer(context)) != lib.PYKTLS_TAP_OK:
         raise Unavailable("OpenSSL did not take the callbacks that watch a context")

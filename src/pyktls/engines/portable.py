@@ -124,6 +124,11 @@ class _State:
         for buffer in (self.master, self.read.secret, self.write.secret):
             buffer[:] = bytes(len(buffer))
 
+    def register(self) -> None:
+        """Ask the key log for the lines of this connection, once it has a name."""
+        if self.watch is not None and self.hellos.client_random:
+            self.watch.log.register(self.hellos.client_random, self.logged)
+
     def take_secrets(self) -> None:
         """Deal with the lines that were logged since the last record."""
         if self.watch is None or not self.watch.log.harvest():
@@ -173,8 +178,7 @@ class _State:
         kind = message[0] if message else None
         if kind == CLIENT_HELLO:
             self.server = reading
-            if self.watch is not None:
-                self.watch.log.register(self.hellos.client_random, self.logged)
+            self.register()
         elif kind == SERVER_HELLO and self.hellos.version == TLS_1_3:
             for each in (self.read, self.write):
                 # A ChangeCipherSpec that came before the version was known begins nothing.
@@ -240,7 +244,10 @@ class _Watch:
             state = conn.__dict__[_STATE] = _State()
         half = state.write if direction == "write" else state.read
         try:
-            state.watch = self  # sni_callback may have changed the context
+            if state.watch is not self:
+                # The first event, or sni_callback has changed the context and thereby the log.
+                state.watch = self
+                state.register()
             if not state.begun:
                 state.begun = True
                 if content_type == _RECORD_HEADER and isinstance(conn, ssl.SSLSocket):
