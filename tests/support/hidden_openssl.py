@@ -58,7 +58,7 @@ def sources_known() -> bool:
 
 def build() -> Path:
     """The directory with the module in it; built if the cache has none for this interpreter."""
-    from tests.lab.kernels import cache_root
+    from lab.kernels import cache_root  # noqa: PLC0415  # tls.py imports this file everywhere
 
     root = cache_root().parent / "hidden-openssl"
     root.mkdir(parents=True, exist_ok=True)
@@ -70,8 +70,8 @@ def build() -> Path:
 
 
 def _apt(scratch: Path, suite: str) -> Any:
-    from tests.lab.kernels import Apt
-    from tests.lab.sources import find_mirrors
+    from lab.kernels import Apt  # noqa: PLC0415
+    from lab.sources import find_mirrors  # noqa: PLC0415
 
     # Not the security archive: any version will do, and there they come and go.
     return Apt(scratch / "apt", suite, replace(find_mirrors(), security=None))
@@ -97,7 +97,9 @@ def _python_source(root: Path) -> Path:
             lines = apt.sources.read_text()
             apt.sources.write_text(lines + lines.replace("deb ", "deb-src "))
             _run(apt.command("apt-get", "update"))
-            _run(apt.command("apt-get", "--download-only", "--tar-only", "source", name), cwd=scratch)
+            _run(
+                apt.command("apt-get", "--download-only", "--tar-only", "source", name), cwd=scratch
+            )
             (archive,) = scratch.glob("*.orig.tar.?z")
             with tarfile.open(archive) as tar:
                 members = [m for m in tar.getmembers() if m.name.split("/")[1:2] == ["Modules"]]

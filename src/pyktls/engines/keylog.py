@@ -48,6 +48,9 @@ CLIENT_TRAFFIC_SECRET = b"CLIENT_TRAFFIC_SECRET_"  # then 0, or N after a KeyUpd
 SERVER_TRAFFIC_SECRET = b"SERVER_TRAFFIC_SECRET_"
 _LABELS = (MASTER_SECRET, CLIENT_TRAFFIC_SECRET, SERVER_TRAFFIC_SECRET)
 
+#: Where the system shows this process's open files; one of them is the memory file.
+PROC = "/proc/self/fd"
+
 _ROOM = 16384  # the longest line has some 300 bytes
 _PAGES_AT_ONCE = 16 * mmap.PAGESIZE
 _LONGEST_FILE = 1 << 20  # where zeros cannot be given back
@@ -270,7 +273,7 @@ def _memory_file(context: ssl.SSLContext) -> tuple[int, str] | None:
         fd = os.memfd_create("pyktls")
     except OSError:
         return None
-    path = f"/proc/self/fd/{fd}"
+    path = f"{PROC}/{fd}"
     try:
         context.keylog_filename = path
     except OSError:  # no /proc here

@@ -212,6 +212,14 @@ class _State:
             self.fatal_alert = "received" if reading else "sent"
 
 
+_DEALING = {
+    _RECORD_HEADER: _State.on_header,
+    _HANDSHAKE: _State.on_message,
+    _ALERT: _State.on_alert,
+    _INNER_CONTENT_TYPE: _State.on_inner_type,
+}
+
+
 class _Watch:
     """What is on a watched context: the key log, and the message callback."""
 
@@ -252,14 +260,9 @@ class _Watch:
                 state.begun = True
                 if content_type == _RECORD_HEADER and isinstance(conn, ssl.SSLSocket):
                     state.begin = _where_tls_begins(conn, reading=half is state.read)
-            if content_type == _RECORD_HEADER:
-                state.on_header(half, data)
-            elif content_type == _HANDSHAKE:
-                state.on_message(half, data)
-            elif content_type == _ALERT:
-                state.on_alert(half, data)
-            elif content_type == _INNER_CONTENT_TYPE:
-                state.on_inner_type(half, data)
+            dealing = _DEALING.get(content_type)
+            if dealing is not None:
+                dealing(state, half, data)
         except BaseException as e:
             state.broken = True
             if not isinstance(e, Exception):
