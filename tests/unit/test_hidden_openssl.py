@@ -29,6 +29,7 @@ pytestmark = [
 
 # Those that hold for any engine.  They run with the choice that `watch` makes there by itself.
 MODULES = (
+    "test_engine_choice.py",
     "test_engines.py",
     "test_handoff.py",
     "test_ledger.py",

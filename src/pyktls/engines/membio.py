@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         def register(self, client_random: bytes) -> None: ...
         def collect(self) -> None: ...
         def pending(self) -> int: ...
+        def unsent(self) -> int: ...
         def compressed(self) -> bool: ...
         def alpn(self) -> str | None: ...
         def certificate(self) -> tuple[Any, bytes | None]: ...
@@ -89,6 +90,9 @@ class _Ssl:
         server_hostname: str | None,
         session: ssl.SSLSession | None,
     ) -> None:
+        if context.check_hostname and not server_side and not server_hostname:
+            # wrap_socket asks this; wrap_bio does not, and checks no name.
+            raise InvalidValue("check_hostname requires server_hostname")
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         try:
             self.object = context.wrap_bio(
@@ -128,6 +132,9 @@ class _Ssl:
 
     def pending(self) -> int:
         return self.object.pending() + self.incoming.pending
+
+    def unsent(self) -> int:
+        return self.outgoing.pending
 
     def compressed(self) -> bool:
         return self.object.compression() is not None
@@ -182,6 +189,9 @@ class _PyOpenSSL:
 
     def pending(self) -> int:
         return int(self.object.pending())
+
+    def unsent(self) -> int:
+        return 0  # it cannot be asked without taking it
 
     def compressed(self) -> bool:
         return False  # its OpenSSL is built without
@@ -570,7 +580,8 @@ class MemoryBIOHandshake:
 
     def progress(self) -> tuple[int, ...]:
         """Numbers that change whenever anything passes."""
-        return self._in.bytes, self._out.bytes, self._library.pending() if self._complete else 0
+        pending = self._library.pending() if self._complete else 0
+        return self._in.bytes, self._out.bytes, pending, self._library.unsent()
 
     def leave(self) -> None:
         """Give the connection up: no session any more.  The socket is left as it is."""
