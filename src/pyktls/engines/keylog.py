@@ -17,8 +17,8 @@ for each connection, and are overwritten with it.
 lines are copied on as they are read, which is a moment later than OpenSSL would have.
 
 *fork(2).*  Parent and child would append to the one file, and each could overwrite the other's
-lines before they are read.  So the child, before it does anything else, takes what was in the file
-and gives each context a file of its own.
+lines before they are read.  So the lines are taken out just before, and the child, before it does
+anything else, gives each context a file of its own.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class KeyLog:
         self._copy_to = -1
         self.path = ""
         self.take_over()
-        _logs.add(self)
+        with _logs_lock:
+            _logs.add(self)
 
     # ---- the file ----------------------------------------------------------------------------
 
@@ -157,16 +158,23 @@ class KeyLog:
         self._fd = -1
         self._stop_copying()
 
-    def after_fork(self) -> None:
-        """In the child: leave the parent's file alone, and have one of our own."""
-        self._lock = threading.RLock()  # another thread may have held it, and is not here
+    def before_fork(self) -> None:
+        """Hold still, with no line left that the child may need."""
+        self._lock.acquire()
+        with contextlib.suppress(OSError):
+            self.harvest()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's file alone, and have one of our own."""
+        self._lock = threading.RLock()
         self._busy = False
         context = self._context()
-        with contextlib.suppress(OSError):
-            self.harvest(ours=False)
-        if context is None or context.keylog_filename != self.path:
-            return
-        self._install(context)
+        if context is not None and context.keylog_filename == self.path:
+            self._install(context)
 
     # ---- lines -------------------------------------------------------------------------------
 
@@ -178,11 +186,11 @@ class KeyLog:
                 secrets.ambiguous = other.ambiguous = True
             self._secrets[client_random] = secrets
 
-    def harvest(self, *, ours: bool = True) -> bool:
+    def harvest(self) -> bool:
         """Take the new lines out of the file.
 
-        ``ours`` is false in a child for the file of its parent.  Returns False if another call is
-        at it in the same thread (a signal handler came in between): then the order is lost.
+        Returns False if another call is at it in the same thread (a signal handler came in
+        between): then the order is lost.
         """
         with self._lock:
             if self._busy:
@@ -196,12 +204,10 @@ class KeyLog:
                         break
                     end = end or size
                     self._take(end)
-                    if ours:
-                        self._copy_on(end)
-                        os.pwrite(self._fd, bytes(end), self._offset)
+                    self._copy_on(end)
+                    os.pwrite(self._fd, bytes(end), self._offset)
                     self._offset += end
-                    if ours:
-                        self._release()
+                    self._release()
             finally:
                 wipe(self._buffer)
                 self._busy = False
@@ -295,20 +301,43 @@ def _temporary_file(context: ssl.SSLContext) -> tuple[int, str]:
 
 
 _logs: weakref.WeakSet[KeyLog] = weakref.WeakSet()
+_logs_lock = threading.RLock()
+_held: list[KeyLog] = []  # while the process forks
 
 
 def _copy_on_at_exit() -> None:
-    for log in list(_logs):
+    with _logs_lock:
+        logs = list(_logs)
+    for log in logs:
         with contextlib.suppress(OSError):
             log.harvest()
 
 
-def _after_fork() -> None:
-    for log in list(_logs):
+def _before_fork() -> None:
+    _logs_lock.acquire()
+    _held[:] = list(_logs)
+    for log in _held:
+        log.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().after_fork_in_parent()
+    _logs_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _logs_lock  # noqa: PLW0603
+    _logs_lock = threading.RLock()
+    while _held:
         # A context that cannot have a file of its own refuses its next connections.
         with contextlib.suppress(Unavailable):
-            log.after_fork()
+            _held.pop().after_fork_in_child()
 
 
 atexit.register(_copy_on_at_exit)
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -237,12 +237,13 @@ class _Watch:
         data: bytes,
     ) -> None:
         """Be ``_msg_callback``."""
-        if conn is not None:  # its SSLSocket may be gone
+        # None if the SSLSocket is gone.  An SSLObject's bytes are its owner's affair.
+        if isinstance(conn, ssl.SSLSocket):
             self.see(conn, direction, content_type, data)
         if self.chained is not None:
             self.chained(conn, direction, version, content_type, msg_type, data)
 
-    def see(self, conn: Any, direction: str, content_type: int, data: bytes) -> None:
+    def see(self, conn: ssl.SSLSocket, direction: str, content_type: int, data: bytes) -> None:
         """Note one event.  What goes wrong here must not go wrong for the connection.
 
         An event that is missed altogether, because a signal handler raised, leaves the ledger open.
@@ -258,7 +259,7 @@ class _Watch:
                 state.register()
             if not state.begun:
                 state.begun = True
-                if content_type == _RECORD_HEADER and isinstance(conn, ssl.SSLSocket):
+                if content_type == _RECORD_HEADER:
                     state.begin = _where_tls_begins(conn, reading=half is state.read)
             dealing = _DEALING.get(content_type)
             if dealing is not None:
