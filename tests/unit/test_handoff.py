@@ -609,7 +609,9 @@ def test_detaching_sends_nothing_and_the_session_goes_on(version: ssl.TLSVersion
 
 # The portable engine has no such call, and leaves the session to OpenSSL's rules.
 def resumed_after(*, leaves: bool) -> bool:
-    client, server = tls.contexts(TLS_1_2, tickets=0)  # so the server's cache is what counts
+    client, server = tls.contexts(
+        TLS_1_2, tickets=0, engine="native"
+    )  # so the server's cache is what counts
     with tls.connect(client, server) as first:
         session = tls.resumable_session(first)
         if leaves:
@@ -626,6 +628,7 @@ def test_left_in_good_order_a_connection_keeps_its_session_resumable() -> None:
     assert resumed_after(leaves=True)
 
 
+@tls.needs_native
 @pytest.mark.skipif(
     ssl.OPENSSL_VERSION_INFO >= (3, 1), reason="OpenSSL 3.0 does so, 3.5 no longer does"
 )

@@ -44,6 +44,11 @@ def run(script: str) -> str:
     return done.stdout.rstrip("\n")
 
 
+@pytest.fixture(autouse=True)
+def by_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYKTLS_ENGINE", raising=False)
+
+
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
     native.why_not.cache_clear()

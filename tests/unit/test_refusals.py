@@ -740,7 +740,7 @@ def test_offload_on_a_kernel_without_tls_leaves_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer_ulp(monkeypatch, errno.ENOENT)
-    with tls.handshaken() as pair:
+    with tls.handshaken(engine="native") as pair:
         for timeout in (None, 0.0, tls.TIMEOUT):
             pair.client.settimeout(timeout)
             with raises(pyktls.Unavailable, NO_TLS) as caught:
