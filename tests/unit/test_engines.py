@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import select
+import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,14 +22,13 @@ import trustme
 from OpenSSL import SSL
 
 import pyktls
-from pyktls import Session
-from pyktls.engines import native
+from pyktls import Session, handoff
+from pyktls.engines import native, portable
 from support import tls
 from support.records import APPLICATION_DATA, HANDSHAKE, Opener, Sealer, read_record
 from support.tls import TLS_1_2, TLS_1_3
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
 NEW_SESSION_TICKET = 4
@@ -345,7 +346,12 @@ CASES = [
     ),
 ]  # fmt: skip
 
-ENGINES = ("native", "portable", "membio", "pyopenssl")
+ENGINES = (
+    "native",
+    *(("portable",) if portable.why_not() is None else ()),  # it needs Linux
+    "membio",
+    "pyopenssl",
+)
 PAIRS = [
     (client, server)
     for client in ENGINES
@@ -502,3 +508,57 @@ def test_membio_and_native_on_the_very_same_connection(case: Case, watched_first
             assert (ours.tx, ours.rx) == (theirs.tx, theirs.rx)
             assert ours.tx.mac_key == theirs.tx.mac_key
             assert (ours.cipher, ours.role) == (theirs.cipher, theirs.role)
+
+
+# ---- what offload does with any of them ------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=lambda case: case.name)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_taking_plaintext_and_leaving(case: Case, engine: str) -> None:
+    if engine == "native" and native.why_not() is not None:
+        pytest.skip("about the native engine, which cannot work here")
+    with connected(case, engine, "membio") as ends:
+        client = ends.client
+        if isinstance(client, SocketEnd):
+            # The server's tickets come before its data.
+            ends.server.send(b"0123456789")
+            assert client.recv(4) == b"0123"
+            with pytest.raises(pyktls.HandoffRefused, match="OpenSSL still holds 6 bytes"):
+                pyktls.extract(client.source)
+        session = handoff.extract_for_offload(client.source)
+        before = handoff.progress(client.source)
+        sock = handoff.tcp_socket(client.source)
+        fd = sock.fileno()
+        expected = b"456789" if isinstance(client, SocketEnd) else b""
+        assert handoff.take_plaintext(client.source) == expected
+        assert handoff.take_plaintext(client.source) == b""
+        assert handoff.progress(client.source) == before
+        assert handoff.leave(client.source) == fd
+        with pytest.raises(
+            pyktls.HandoffRefused, match=r"the socket is closed|given to the kernel"
+        ):
+            pyktls.extract(client.source)
+        with pytest.raises(pyktls.HandoffRefused, match="the socket is closed"):
+            handoff.tcp_socket(client.source)
+        gc.collect()
+        # The descriptor is ours, nothing went over it, and the session goes on.
+        with socket.socket(fileno=fd) as plain:
+            plain.setblocking(True)
+            plain.settimeout(tls.TIMEOUT)
+            plain.sendall(Sealer(session.cipher, session.tx).seal(APPLICATION_DATA, b"goes on"))
+            assert ends.server.recv(7) == b"goes on"
+
+
+def test_what_is_nothing_to_offload() -> None:
+    for function in (
+        handoff.tcp_socket,
+        handoff.extract_for_offload,
+        handoff.take_plaintext,
+        handoff.leave,
+    ):
+        for thing in (None, "socket", 3):
+            with pytest.raises(
+                pyktls.InvalidType, match=f"an ssl.SSLSocket is needed, not {type(thing).__name__}"
+            ):
+                function(thing)  # type: ignore[operator]

@@ -22,6 +22,7 @@ from OpenSSL import SSL
 
 import pyktls
 from support import tls
+from support.readme import example
 from support.records import ALERT, APPLICATION_DATA, HANDSHAKE, Opener, Sealer, read_record
 from support.systems import linux_only
 from support.tls import TLS_1_2, TLS_1_3
@@ -609,6 +610,22 @@ def test_what_it_tells(version: ssl.TLSVersion, tcp: tuple[socket.socket, socket
         assert pyktls.engine_of(end) == "membio"
         for key in (end.session().tx.key, end.session().tx.secret or b"none"):
             assert key.hex() not in repr(vars(end))
+
+
+def test_the_readmes_example(
+    tcp: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts = tls.contexts(watch=False)
+    server = pyktls.MemoryBIOHandshake(tcp[1], contexts[1], server_side=True)
+    thread = in_thread(server.do_handshake)
+    installed: list[tuple[object, pyktls.Session]] = []
+    monkeypatch.setattr(pyktls, "install", lambda *arguments: installed.append(arguments))
+    code = example("MemoryBIOHandshake").replace("example.org", tls.HOST)
+    exec(code, {"pyktls": pyktls, "sock": tcp[0], "context": contexts[0]})  # noqa: S102
+    thread.join()
+    ((sock, session),) = installed
+    assert sock is tcp[0]
+    assert session.tx.key == server.session().rx.key
 
 
 # ---- pyOpenSSL -------------------------------------------------------------------------------
