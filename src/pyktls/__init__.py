@@ -16,6 +16,8 @@ have it.  ``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as
 
 from . import freebsd, linux, lowlevel
 from .ciphers import AEAD, CipherSuite
+from .engines.choice import EngineInfo, engines
+from .engines.membio import MemoryBIOHandshake
 from .errors import (
     Error,
     HandoffRefused,
@@ -26,7 +28,7 @@ from .errors import (
     TruncationError,
     Unavailable,
 )
-from .handoff import extract, watch
+from .handoff import engine_of, extract, watch
 from .offloading import offload
 from .probe import Answer, Cause, KernelSupport, probe
 from .session import Direction, DirectionKeys, Role, Session
@@ -43,12 +45,14 @@ __all__ = [
     "CipherSuite",
     "Direction",
     "DirectionKeys",
+    "EngineInfo",
     "Error",
     "HandoffRefused",
     "InvalidType",
     "InvalidValue",
     "KTLSSocket",
     "KernelSupport",
+    "MemoryBIOHandshake",
     "Mode",
     "RecordError",
     "Role",
@@ -60,6 +64,8 @@ __all__ = [
     "TLSAlert",
     "TruncationError",
     "Unavailable",
+    "engine_of",
+    "engines",
     "extract",
     "freebsd",
     "install",

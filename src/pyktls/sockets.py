@@ -25,24 +25,11 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from .resumption import TicketKeeper
     from .session import Session
     from .socket_calls import HasFileno
+    from .takeover import Handshake
 
-__all__ = ["Handshake", "KTLSSocket"]
-
-
-class Handshake:
-    """What the handshake found out that users ask for afterwards."""
-
-    __slots__ = ("alpn", "peer", "peer_der", "tickets")
-
-    def __init__(self, sslobj: Any) -> None:
-        self.alpn: str | None = sslobj.selected_alpn_protocol()
-        # What it has not verified it does not tell.
-        self.peer = sslobj.getpeercert(False)
-        self.peer_der = sslobj.getpeercert(True)
-        self.tickets: TicketKeeper | None = None
+__all__ = ["KTLSSocket"]
 
 
 class KTLSSocket(_records.SocketMethods, socket.socket):

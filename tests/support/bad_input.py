@@ -57,6 +57,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(pyktls, name)
         for name in (
+            "engine_of",
+            "engines",
             "extract",
             "install",
             "offload",
@@ -64,6 +66,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
             "sockets",
             "status",
             "watch",
+            "MemoryBIOHandshake",
             "Session",
             "DirectionKeys",
         )
@@ -86,6 +89,7 @@ EXCEPT = {
     "AEAD": "a row of a table, made by nobody else",
     "CipherSuite": "the same",
     "Direction": "an enum",
+    "EngineInfo": "holds what engines gave",
     "Mode": "an enum",
     "Role": "an enum",
     "Status": "holds what status gave",
