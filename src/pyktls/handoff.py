@@ -59,6 +59,7 @@ __all__ = [
     "engine_of",
     "extract",
     "extract_for_offload",
+    "leave",
     "progress",
     "release",
     "ssl_object",
@@ -171,6 +172,16 @@ def release(source: ssl.SSLSocket | MemoryBIOHandshake) -> None:
         portable.leave(source)
     else:
         native.leave(ssl_object(source))
+
+
+def leave(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
+    """``release``, and detach the socket; returns its descriptor, which is then the caller's."""
+    release(source)
+    if isinstance(source, MemoryBIOHandshake):
+        return source.sock.detach()
+    fd = source.detach()
+    source._sslobj = None  # type: ignore[attr-defined]  # noqa: SLF001
+    return fd
 
 
 def progress(source: ssl.SSLSocket | MemoryBIOHandshake) -> tuple[int, ...]:

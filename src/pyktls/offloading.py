@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import TYPE_CHECKING
 
 from .errors import HandoffRefused
-from .handoff import tcp_socket
+from .handoff import leave, tcp_socket
 from .record_layer import RecordLayer
 from .sockets import KTLSSocket
 from .takeover import take_over
 
 if TYPE_CHECKING:
+    import ssl
+
     from .engines.membio import MemoryBIOHandshake
 
 __all__ = ["offload"]
@@ -36,8 +37,6 @@ def offload(source: ssl.SSLSocket | MemoryBIOHandshake) -> KTLSSocket:
         )
     taken = take_over(source, RecordLayer)
     timeout = tcp.gettimeout()
-    sock = KTLSSocket._from_layer(taken.layer, tcp.detach(), taken.handshake)  # noqa: SLF001
+    sock = KTLSSocket._from_layer(taken.layer, leave(source), taken.handshake)  # noqa: SLF001
     sock.settimeout(timeout)
-    if isinstance(source, ssl.SSLSocket):
-        source._sslobj = None  # type: ignore[attr-defined]  # noqa: SLF001
     return sock

@@ -74,7 +74,7 @@ def take_over(source: ssl.SSLSocket | MemoryBIOHandshake, kind: type[Layer]) -> 
         raise
     # The kernel has the connection.  From here on nothing may fail.
     layer.leftover = take_plaintext(source)
-    release(source)
+    release(source)  # and again when it is detached, which does no harm
     if tickets is not None:
         tickets.isolate()
     elif sslobj is not None:
