@@ -168,10 +168,12 @@ def release(source: ssl.SSLSocket | MemoryBIOHandshake) -> None:
     """Let the TLS library forget the connection in good order, without a byte on the wire."""
     if isinstance(source, MemoryBIOHandshake):
         source.leave()
-    elif _engine_of_socket(source) == "portable":
+        return
+    sslobj = ssl_object(source)
+    if _engine_of_socket(source) == "portable":
         portable.leave(source)
     else:
-        native.leave(ssl_object(source))
+        native.leave(sslobj)
 
 
 def leave(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
