@@ -680,6 +680,23 @@ def test_what_the_hellos_agreed_on(field: str, value: object, text: str) -> None
         pyktls.extract(pair.server)
 
 
+def test_a_renegotiation_that_came_to_nothing() -> None:
+    # The hello's randoms are new, the keys the old ones: nothing fits together any more.
+    with handshaken(TLS_1_2) as pair:
+        pyktls.extract(pair.client)
+        master = state_of(pair.client).master
+        assert any(master)
+        hello = bytes((1, 0, 0, 40)) + b"\x03\x03" + bytes(range(32)) + bytes(6)
+        pair.client.context._msg_callback(pair.client, "write", 0x303, 22, 1, hello)  # type: ignore[attr-defined]
+        assert not any(master)
+        with refused(
+            "the traffic secrets were not seen: the context was not watched when the handshake "
+            "began"
+        ):
+            pyktls.extract(pair.client)
+        pair.exchange()
+
+
 # ---- with the openssl program ----------------------------------------------------------------
 
 

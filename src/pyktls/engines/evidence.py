@@ -60,8 +60,7 @@ class HalfLike(Protocol):
 class Evidence:
     """One connection.  ``csrc/openssl_tap.h`` says what the fields are (``pyktls_tap_snapshot``).
 
-    ``role`` bits and numbers are as there; ``read`` and ``write`` are the two directions.  Holds
-    secrets: ``wipe`` it.
+    ``read`` and ``write`` are the two directions.  It holds secrets: ``wipe`` it.
     """
 
     watched: bool = False

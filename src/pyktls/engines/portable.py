@@ -178,6 +178,9 @@ class _State:
         kind = message[0] if message else None
         if kind == CLIENT_HELLO:
             self.server = reading
+            # A renegotiation, or its attempt: the old secret does not go with the new randoms.
+            self.master[:] = bytes(len(self.master))
+            self.master = bytearray()
             self.register()
         elif kind == SERVER_HELLO and self.hellos.version == TLS_1_3:
             for each in (self.read, self.write):
