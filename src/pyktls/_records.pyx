@@ -746,6 +746,7 @@ cdef Py_ssize_t small(object number) except? -1:
 
 
 @cython.binding(False)
+@cython.auto_pickle(False)  # the socket class says that it cannot be done
 cdef class SocketMethods:
     """recv, recv_into, send, sendall and sendmsg, to stand before a socket class's own.
 
