@@ -10,7 +10,8 @@
 
 ``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``probe`` tells beforehand what
 the kernel can do, ``status`` asks it afterwards whether it is so, and ``sockets`` which connections
-have it.  ``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
+have it.  ``send_socket`` and ``receive_socket`` move a switched connection to another process.
+``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
 ``pyktls.lowlevel`` the compiled layer under them.
 """
 
@@ -29,6 +30,7 @@ from .errors import (
     Unavailable,
 )
 from .handoff import engine_of, extract, watch
+from .moving import receive_socket, send_socket
 from .offloading import offload
 from .probe import Answer, Cause, KernelSupport, probe
 from .session import Direction, DirectionKeys, Role, Session
@@ -73,6 +75,8 @@ __all__ = [
     "lowlevel",
     "offload",
     "probe",
+    "receive_socket",
+    "send_socket",
     "sockets",
     "status",
     "watch",

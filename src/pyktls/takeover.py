@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .engines import apart
 from .handoff import extract_for_offload, release, ssl_object, take_plaintext, tcp_socket
@@ -35,6 +35,13 @@ class Handshake:
         self.peer: Any = source.getpeercert()
         self.peer_der = source.getpeercert(binary_form=True)
         self.tickets: TicketKeeper | None = None
+
+    @classmethod
+    def moved(cls, alpn: str | None, peer: dict[str, Any] | None, peer_der: bytes | None) -> Self:
+        """Make it of what it was in another process; the tickets stay behind, with OpenSSL."""
+        self = cls.__new__(cls)
+        self.alpn, self.peer, self.peer_der, self.tickets = alpn, peer, peer_der, None
+        return self
 
 
 @dataclass(frozen=True, slots=True)

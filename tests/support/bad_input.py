@@ -63,6 +63,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
             "install",
             "offload",
             "probe",
+            "receive_socket",
+            "send_socket",
             "sockets",
             "status",
             "watch",
@@ -73,6 +75,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         )
     },
     "CryptoInfo.unpack": linux.CryptoInfo.unpack,
+    "KTLSSocket.from_state": pyktls.KTLSSocket.from_state,
     **{
         f"linux.{name}": function
         for name, function in callables(linux, "").items()
@@ -108,7 +111,7 @@ METHODS = (
     "recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendall",
     "sendmsg", "sendto", "sendfile", "splice_to", "splice_from", "getpeercert", "pending",
     "cipher", "version", "selected_alpn_protocol", "dup", "settimeout", "setblocking",
-    "update_keys",
+    "update_keys", "export_state",
 )  # fmt: skip
 
 
