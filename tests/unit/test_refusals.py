@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pyktls
-from pyktls import Direction, DirectionKeys, Role, Session, handoff, linux, switch
+from pyktls import Direction, DirectionKeys, Role, Session, linux, switch
 from pyktls.ciphers import AEAD, find_suite
 from support import tls
 from support.systems import linux_only
@@ -45,12 +45,8 @@ def raises(kind: type[Exception], text: str) -> Iterator[pytest.ExceptionInfo[Ex
     assert type(caught.value) is kind
 
 
-#: Those that refuse for the connection's sake; what offload calls, where it is not the native one.
-REFUSING = (
-    (pyktls.extract, pyktls.offload)
-    if tls.ENGINE == "native"
-    else (pyktls.extract, handoff.extract_for_offload)
-)
+#: Those that refuse for the connection's sake.
+REFUSING = (pyktls.extract, pyktls.offload)
 
 
 def refused_by_both(sock: ssl.SSLSocket, text: str) -> None:
@@ -735,12 +731,11 @@ def test_attaching_fails(
 
 
 @linux_only
-@tls.needs_native
 def test_offload_on_a_kernel_without_tls_leaves_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer_ulp(monkeypatch, errno.ENOENT)
-    with tls.handshaken(engine="native") as pair:
+    with tls.handshaken() as pair:
         for timeout in (None, 0.0, tls.TIMEOUT):
             pair.client.settimeout(timeout)
             with raises(pyktls.Unavailable, NO_TLS) as caught:
