@@ -23,8 +23,8 @@ After a fork both processes have the same socket.  Both can send, and both can r
 one takes whole records, so only calls that fit a record keep their bytes together.  What is in user
 space exists twice: leftover plaintext (``pending()``) is read in both, and a handshake message that
 comes in pieces has to be received by one.  O_NONBLOCK is shared, so both need the same kind of
-timeout.  Only the process that made the socket changes keys; in the other one a KeyUpdate ends the
-connection with RecordError.
+timeout.  Only the process that made the socket changes keys; a KeyUpdate that the other one happens
+to read ends the connection, there with RecordError, and for both.
 
 Who is done first calls ``abandon()``, not ``close()``, which would end the connection for both.  If
 the parent abandons it, the child can take over the right to change keys as well::
@@ -93,7 +93,7 @@ def send_socket(unix_sock: socket.socket, ktls_sock: KTLSSocket, *, secrets: boo
     if not isinstance(ktls_sock, KTLSSocket):
         raise InvalidType(f"ktls_sock must be a KTLSSocket, not {type(ktls_sock).__name__}")
     with connection_state.alone(ktls_sock._layer):  # noqa: SLF001
-        state = ktls_sock._packed_state(secrets=bool(secrets))  # noqa: SLF001
+        state = ktls_sock._packed_state(secrets)  # noqa: SLF001
         try:
             _send(unix_sock, state, ktls_sock.fileno())
         finally:

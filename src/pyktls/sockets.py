@@ -266,10 +266,12 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         makefile() are open and may hold data, or the secrets are not here.
         """
         with alone(self._layer):
-            return self._packed_state(secrets=bool(secrets))
+            return self._packed_state(secrets)
 
-    def _packed_state(self, *, secrets: bool) -> bytearray:
+    def _packed_state(self, secrets: bool) -> bytearray:
         """The same; within ``alone``."""
+        if not isinstance(secrets, bool):  # nothing else is taken for a yes
+            raise InvalidType(f"secrets must be a bool, not {type(secrets).__name__}")
         layer = self._layer
         if self._io_refs:  # type: ignore[attr-defined]
             raise HandoffRefused(

@@ -259,7 +259,7 @@ def test_twenty_at_once():
         child = fork(serve_all)
         pairs = [stack.enter_context(wired(ONE_OF_EACH[i % 2])) for i in range(count)]
         for number, (sock, wire) in enumerate(pairs):
-            pyktls.send_socket(one, sock, secrets=bool(number % 3))
+            pyktls.send_socket(one, sock, secrets=number % 3 > 0)
             wire.send_data(number.to_bytes(4, "big"))
         for number, (_, wire) in enumerate(pairs):
             port = wire.sock.getsockname()[1]

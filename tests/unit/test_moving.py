@@ -1024,6 +1024,10 @@ def test_wrong_arguments():
         for call in (lambda: moving.send_socket(far, sock), lambda: moving.receive_socket(far)):
             with pytest.raises(InvalidValue, match="AF_UNIX"):
                 call()
+        for wrong in (None, 0, 1, "no", [True]):
+            for call in (sock.export_state, lambda s: moving.send_socket(one, sock, secrets=s)):
+                with pytest.raises(InvalidType, match="secrets must be a bool"):
+                    call(wrong)
         two.close()
         with pytest.raises(InvalidValue, match="closed"):
             moving.receive_socket(two)
