@@ -710,7 +710,7 @@ cdef class Channel:
         finally:
             self.send_lock.give()
 
-    cdef Py_ssize_t sendmsg(self, object buffers, int flags) except? -1:
+    cdef Py_ssize_t send_gathered(self, object buffers, int flags) except? -1:
         """Send buffers, gathered; -1 if the long way has to be gone."""
         cdef Wait wait = self._wait
         cdef Vector vector
@@ -853,7 +853,7 @@ cdef class SocketMethods:
             and (type(buffers) is list or type(buffers) is tuple)
             and (<Channel>layer).straight_out
         ):
-            sent = (<Channel>layer).sendmsg(buffers, <int>bits)
+            sent = (<Channel>layer).send_gathered(buffers, <int>bits)
             if sent >= 0:
                 return sent
         return layer.sendmsg_slowly(buffers, ancdata, flags, address)
