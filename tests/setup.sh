@@ -47,6 +47,14 @@ if ! own_kernel_has_tls 2>/dev/null; then
     need busybox-static command -v busybox
     need file command -v file
 fi
+# The peers of tests/interop.
+case ",$extras," in *,test,*)
+    need curl command -v curl
+    need gnutls-bin command -v gnutls-cli
+    # nginx-light has all that is used, and no program of its own needs to run.
+    need nginx-light sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v nginx'
+    ;;
+esac
 case ",$extras," in *,lint,* | ,c,)
     need clang command -v clang
     need libclang-rt-dev sh -c \
