@@ -30,6 +30,7 @@ CIPHERS = {
 }
 KEY_EXCHANGES = {"ECDHE-ECDSA-": "ECDHE-ECDSA", "ECDHE-RSA-": "ECDHE-RSA", "DHE-RSA-": "DHE-RSA"}
 SAW_CLOSE = r"Alert\[1\|0\] - Close notify - was received"
+ANSWER = b"Successfully executed command\n"
 NOT_SEEN = "it has seen no close_notify"
 PAUSE = 0.3
 
@@ -94,8 +95,12 @@ class EchoEnd(End):
 
     def __init__(self, side: ServSide) -> None:
         self.side = side
+        self.asked = False
 
     def exchange(self, sock: socket.socket, up: bytes, down: bytes) -> tuple[bytes, bytes]:
+        if self.asked:
+            assert recv_exactly(sock, len(ANSWER)) == ANSWER
+            self.asked = False
         # Both have gone both ways then.
         with Background(sock.sendall, up + down):
             return recv_exactly(sock, len(up)), recv_exactly(sock, len(down))
@@ -121,6 +126,7 @@ class EchoEnd(End):
 
     def key_update(self, sock: socket.socket, *, request: bool) -> None:
         sock.sendall(b"**REHANDSHAKE**\n")  # it takes this command from its peer
+        self.asked = True
 
 
 class ServSide(Side):

@@ -7,14 +7,19 @@ suite.
 from __future__ import annotations
 
 import functools
+import os
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from interop import cells
 from interop.cells import Group, Kind
-from interop.peer import Feature
-from pyktls import Role
+from interop.peer import Feature, Purpose, Setting
+from pyktls import KTLSSocket, Role
 from pyktls.ciphers import TLS_1_2, TLS_1_3
+
+if TYPE_CHECKING:
+    import pathlib
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -30,6 +35,8 @@ KNOWN_REFUSALS = {
     # With OpenSSL 3.0 and 3.1 it tells of new keys, and goes on with the old ones.
     ("s_server -ktls", Feature.KEY_UPDATE): "Python's ssl in our place",
     ("s_client -ktls", Feature.KEY_UPDATE): "Python's ssl in our place",
+    ("nginx", Feature.OUR_CLOSE): "of an end without close_notify too",
+    ("nginx KTLS", Feature.OUR_CLOSE): "of an end without close_notify too",
 }
 
 
@@ -65,6 +72,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_cell(cell: tuple[Group, Feature]) -> None:
     check(*cell)
+
+
+class Rude:
+    """A socket whose end is a FIN without a close_notify."""
+
+    def __init__(self, sock: KTLSSocket) -> None:
+        self.sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+    def close(self) -> None:
+        os.close(self.sock.detach())
+
+
+class RudeTrial(cells.Trial):
+    def our_close(self, connection: cells.Connection) -> None:
+        connection.sock = Rude(connection.sock)
+        super().our_close(connection)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [g for g in cells.representative() if g.suite.version == TLS_1_3 and not g.peer.ktls],
+    ids=str,
+)
+def test_a_missing_close_notify_is_noticed(group: Group, tmp_path: pathlib.Path) -> None:
+    """The same cell with a close that is none: that "our close" can fail."""
+    found = RudeTrial(group, Setting(tmp_path, group.suite)).run([Purpose.TRANSFER])
+    assert found[Feature.DATA].kind is found[Feature.SENDFILE].kind is Kind.OK
+    assert found[Feature.OUR_CLOSE].kind is not Kind.OK
+    if group.peer_name != "nginx":  # it does not tell one from the other
+        assert found[Feature.OUR_CLOSE].kind is Kind.FAILED
 
 
 @pytest.mark.parametrize("role", Role)
