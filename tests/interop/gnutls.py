@@ -162,6 +162,12 @@ class Gnutls(Peer):
     def version(self) -> str:
         return "GnuTLS " + ask(gnutls_cli(), "--version")[1].split()[1]
 
+    def note(self) -> str:
+        return (
+            "gnutls-cli resumes a connection that it closes at once, too early to be handed over; "
+            "what is handed over is the second one"
+        )
+
     def serve(self, setting: Setting, purpose: Purpose) -> Side:
         certificate = str(setting.certificate)
         command = [find_program("gnutls-serv"), "--debug", "5", "--disable-client-cert"]

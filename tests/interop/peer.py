@@ -319,6 +319,7 @@ class End(abc.ABC):
         """Have the peer change its sending keys, and ask for ours to be changed."""
 
     #: Whether the peer ends the connection at once, because it only wants a session to resume.
+    #: It may be gone before our end can be handed over, so it is not.
     idle = False
 
     def remember(self) -> None:
