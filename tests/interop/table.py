@@ -73,6 +73,7 @@ def run_groups(report: pathlib.Path, select: str, *, quick: bool) -> int:
             )
     result = {
         "kernel": platform.release(),
+        "all": not quick,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "versions": sorted({peer.version() for peer in cells.PEERS}),
         "notes": [note for peer in cells.PEERS if (note := peer.note())],
@@ -155,6 +156,8 @@ def render_kernel(result: Result, notes: Notes) -> str:
         "",
         f"{result['date']}; {', '.join(result['versions'])}. {len(rows)} cells: {told}.",
     ]
+    if not result["all"]:
+        lines.append("Only what the tests run: one suite for each peer, role and version.")
     lines += [note + "." for note in result["notes"]]
     for role in Role:
         lines += [
@@ -218,7 +221,7 @@ def main() -> int:
     parser.add_argument("--kernel", action="append", default=[], metavar="NAME|PATH")
     parser.add_argument("--cells", type=pathlib.Path, help="run them here, and write this file")
     parser.add_argument("--select", default="", help="only what has this in its name; no page")
-    parser.add_argument("--quick", action="store_true", help="the tests' choice; no page")
+    parser.add_argument("--quick", action="store_true", help="only what the tests run")
     options = parser.parse_args()
     if options.cells:
         return 1 if run_groups(options.cells, options.select, quick=options.quick) else 0
@@ -240,7 +243,7 @@ def main() -> int:
             print(f"lab: {e}", file=sys.stderr)
             ended = 125
         status = status or ended
-    if not (options.select or options.quick):
+    if not options.select:
         write_page()
     return status
 
