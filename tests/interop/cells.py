@@ -41,6 +41,7 @@ from .peer import (
     Refused,
     Setting,
     Side,
+    Untold,
     connect_to,
     shorten,
     stopping,
@@ -76,6 +77,8 @@ class Kind(enum.StrEnum):
     #: The kernel cannot change keys, and the connection ended with the documented error.
     DOCUMENTED = "documented error"
     REFUSED = "refused by the peer"
+    #: Nothing was lost, and whether the peer has seen the close_notify cannot be had from it.
+    UNTOLD = "not told by the peer"
     NOT_YET = "not yet"
     FAILED = "failed"
 
@@ -165,6 +168,8 @@ class FullHandshake(AssertionError):
 def judge(error: Exception, peer_ktls: str = "") -> Outcome:
     """The outcome of what ended with an exception."""
     match error:
+        case Untold():
+            return Outcome(Kind.UNTOLD, str(error), peer_ktls)
         case Refused():
             return Outcome(Kind.REFUSED, str(error), peer_ktls)
         case NotYet():

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from . import peer
-from .peer import End, Peer, Program, Purpose, Refused, Setting, Side, ask, find_program
+from .peer import End, Peer, Program, Purpose, Refused, Setting, Side, Untold, ask, find_program
 from .python_ssl import make_context
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class NginxEnd(End):
         sock.close()
         self.side.expect_close()
         if self.side.calls_anything_clean():
-            raise Refused(
+            raise Untold(
                 f'it says "{CLEANLY}", of an end without close_notify too; no data is lost'
             )
         return got

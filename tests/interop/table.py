@@ -16,6 +16,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import textwrap
 import time
 from typing import Any
 
@@ -99,7 +100,7 @@ On every connection pyktls's end is handed over to the kernel right after the ha
 kernel is asked whether it has both directions, with the right version and cipher. All data is
 compared at both ends.
 
-- **data**: about 250 kB each way, both ways at once where the peer can.
+- **data**: about 100 kB each way, both ways at once where the peer can.
 - **sendfile**: `sock.sendfile`, and the peer has the file.
 - **our close**: pyktls sends data and closes. The peer has all of it, and has seen close_notify.
 - **its close**: the peer sends data and closes. pyktls reads all of it and then the clean end,
@@ -113,9 +114,19 @@ compared at both ends.
 - **its kernel TLS**: what the kernel lists for the peer's end of the connection. That is asked for
   all; the peers with KTLS in their name were told to use it.
 
-A number is how many suites it works with. A number in brackets is a note, below: what the peer
-itself says where it cannot do something, or how it ended.
+A number is how many suites it works with. A number in brackets is a note, below: how it ended, or,
+where it says `no`, what the peer itself says about it. `untold` is where all data has arrived and
+the peer does not tell whether a close_notify has; `not yet` is what pyktls cannot do so far.
 """
+
+
+NAMES = {
+    Kind.DOCUMENTED: "error",
+    Kind.REFUSED: "no",
+    Kind.UNTOLD: "untold",
+    Kind.NOT_YET: "not yet",
+    Kind.FAILED: "FAILED",
+}
 
 
 class Notes:
@@ -136,15 +147,26 @@ def render_page(results: list[Result]) -> str:
     for version in VERSIONS.values():
         # Those that a kernel does not have are not in its numbers.
         suites = sorted({suite for result in results for suite in result["suites"][version]})
-        parts.append(f"The {len(suites)} suites of TLS {version}: {', '.join(suites)}.\n")
+        parts.append(
+            wrap(f"The {len(suites)} suites of TLS {version}: {', '.join(suites)}.") + "\n"
+        )
     parts.append(
-        "In TLS 1.2 these are the suites with a certificate and a cipher that the kernel takes;\n"
-        "what keys come from otherwise (PSK, SRP, anonymous, DSS) means nothing to it.\n"
+        wrap(
+            "In TLS 1.2 these are the suites with a certificate, and a cipher that the kernel takes; "
+            "other ways to come to keys (PSK, SRP, anonymous, DSS) are left out, and mean nothing to "
+            "it."
+        )
+        + "\n"
     )
     parts.extend(render_kernel(result, notes) for result in results)
     parts.append("## Notes\n")
-    parts.extend(f"{number}. {text}\n" for number, text in enumerate(notes.texts, 1))
-    return "\n".join(parts)
+    parts.extend(wrap(f"[{number}] {text}") + "\n" for number, text in enumerate(notes.texts, 1))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def wrap(text: str) -> str:
+    """At 100 columns; names of suites stay whole."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def render_kernel(result: Result, notes: Notes) -> str:
@@ -154,11 +176,11 @@ def render_kernel(result: Result, notes: Notes) -> str:
     lines = [
         f"## Linux {result['kernel']}",
         "",
-        f"{result['date']}; {', '.join(result['versions'])}. {len(rows)} cells: {told}.",
+        wrap(f"{result['date']}; {', '.join(result['versions'])}. {len(rows)} cells: {told}."),
     ]
     if not result["all"]:
         lines.append("Only what the tests run: one suite for each peer, role and version.")
-    lines += [note + "." for note in result["notes"]]
+    lines += ["", *(wrap(note + ".") for note in result["notes"])]
     for role in Role:
         lines += [
             "",
@@ -175,7 +197,7 @@ def render_kernel(result: Result, notes: Notes) -> str:
                     render_entry([r for r in those if r["feature"] == feature], notes)
                     for feature in Feature
                 ]
-                entries.append(render_peer_ktls(those))
+                entries.append(render_peer_ktls(those, notes))
                 lines.append(f"| {peer} | {version} | {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
@@ -199,18 +221,26 @@ def render_entry(rows: list[Row], notes: Notes) -> str:
             which = "" if len(suites) == len(rows) else f" ({', '.join(suites)})"
             who = "" if kind in {Kind.DOCUMENTED, Kind.NOT_YET} else f"{those[0]['peer']}: "
             marks.append(notes.number(f"{who}{words}{which}"))
-        name = {Kind.DOCUMENTED: "error ", Kind.NOT_YET: "not yet ", Kind.FAILED: "FAILED "}
-        texts.append(name.get(kind, "no ") + " ".join(marks))
+        texts.append(f"{NAMES[kind]} {' '.join(marks)}")
     return ", ".join(texts)
 
 
-def render_peer_ktls(rows: list[Row]) -> str:
-    found = [row["peer_ktls"] for row in rows if row["feature"] == Feature.DATA]
-    found = [text for text in found if text]
-    kinds = sorted(set(found), key=found.count, reverse=True)
-    if len(kinds) == 1:
-        return kinds[0]
-    return ", ".join(f"{kind} {found.count(kind)}" for kind in kinds) or "-"
+def render_peer_ktls(rows: list[Row], notes: Notes) -> str:
+    """What the kernel says of the peer's ends; a note names the suites that are the exception."""
+    suites: dict[str, list[str]] = {}
+    for row in rows:
+        if row["feature"] == Feature.DATA and row["peer_ktls"]:
+            suites.setdefault(row["peer_ktls"], []).append(row["suite"])
+    kinds = sorted(suites, key=lambda kind: -len(suites[kind]))
+    if len(kinds) <= 1:
+        return "".join(kinds) or "-"
+    texts = [f"{kinds[0]} {len(suites[kinds[0]])}"]
+    for kind in kinds[1:]:
+        mark = notes.number(
+            f"{rows[0]['peer']}, its kernel TLS: {kind} ({', '.join(suites[kind])})"
+        )
+        texts.append(f"{kind} {len(suites[kind])} {mark}")
+    return ", ".join(texts)
 
 
 # ---- here ----------------------------------------------------------------------------------------
