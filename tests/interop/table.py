@@ -152,9 +152,9 @@ def render_page(results: list[Result]) -> str:
         )
     parts.append(
         wrap(
-            "In TLS 1.2 these are the suites with a certificate and a cipher that the kernel takes; "
-            "other ways to come to keys (PSK, SRP, anonymous, DSS) mean nothing to it, and are left "
-            "out."
+            "In TLS 1.2 these are the suites with a certificate and a cipher that the kernel takes. "
+            "Other ways to come to keys (PSK, SRP, anonymous, DSS) are left out: the kernel sees "
+            "none of that."
         )
         + "\n"
     )
