@@ -153,8 +153,8 @@ def render_page(results: list[Result]) -> str:
     parts.append(
         wrap(
             "In TLS 1.2 these are the suites with a certificate and a cipher that the kernel "
-            "takes. Other ways to come to keys (PSK, SRP, anonymous, DSS) are left out: the kernel sees "
-            "none of that."
+            "takes. Other ways to come to keys (PSK, SRP, anonymous, DSS) are left out: the "
+            "kernel sees none of that."
         )
         + "\n"
     )
