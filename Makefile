@@ -12,11 +12,12 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test test-c test-freebsd abi cross test-all wheel lint format clean
+.PHONY: help demo test peers test-c test-freebsd abi cross test-all wheel lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
 	@echo 'make test      the whole test suite, on this kernel or in the lab'
+	@echo 'make peers     pyktls with the TLS of others, every suite and feature: docs/peers.md'
 	@echo 'make test-c    what is in C: two compilers, sanitizers, valgrind, and no key left in memory'
 	@echo 'make test-freebsd  what concerns FreeBSD: on FreeBSD its kernel, elsewhere a fake of it'
 	@echo 'make cross     compiles and links for FreeBSD, with every number held to its headers'
@@ -35,6 +36,11 @@ demo:
 test:
 	$(SETUP) lab,test
 	$(PY) -m tests.run $(KERNELS) $(ARGS)
+
+# The tests have a part of it; this is all, and takes long.  ARGS="--select nginx" chooses.
+peers:
+	$(SETUP) lab,test
+	PYTHONPATH=tests $(PY) -m interop.table $(KERNELS) $(ARGS)
 
 # ARGS="gcc valgrind" chooses runs; ARGS=--allow-missing passes over what is not installed.
 test-c:
@@ -61,7 +67,7 @@ abi:
 			-isystem $$include -isystem $$include/x86_64-linux-gnu csrc/$$file; \
 	done
 
-test-all: lint test-c abi test cross demo wheel
+test-all: lint test-c abi test cross demo wheel peers
 
 wheel:
 	PYTHON=$(PYTHON) wheels/build.sh dist

@@ -1,8 +1,9 @@
 """What decides whether a test may run here at all.
 
-tests/kernel needs a kernel with TLS, tests/kernel_defects one with old defects in its TLS,
-tests/kernel_absent one without TLS.  None is ever skipped for that: on the wrong kernel they fail,
-and say how to run them.  tests/run.py knows the right kernel for each; `make test` calls it.
+tests/kernel and tests/interop need a kernel with TLS, tests/kernel_defects one with old defects in
+its TLS, tests/kernel_absent one without TLS.  None is ever skipped for that: on the wrong kernel
+they fail, and say how to run them.  tests/run.py knows the right kernel for each; `make test` calls
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ settings.load_profile("pyktls")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    wants = {HERE / "kernel": True, HERE / "kernel_defects": True, HERE / "kernel_absent": False}
+    wants = {
+        HERE / "kernel": True,
+        HERE / "interop": True,
+        HERE / "kernel_defects": True,
+        HERE / "kernel_absent": False,
+    }
     here: bool | None = None
     for item in items:
         for directory, wanted in wants.items():
@@ -38,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def wrong_kernel() -> None:
     pytest.fail(
-        "this kernel is the wrong one for the test (tests/kernel needs TLS, tests/kernel_absent "
-        "needs its absence); `make test` boots the right ones",
+        "this kernel is the wrong one for the test (tests/kernel and tests/interop need TLS, "
+        "tests/kernel_absent needs its absence); `make test` boots the right ones",
         pytrace=False,
     )

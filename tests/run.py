@@ -122,7 +122,7 @@ def plan(kernels: list[str], *, host: bool) -> list[Part]:
         parts.append(Part("FreeBSD", HOST, ("tests/unit", "tests/freebsd"), skips_allowed=True))
     has_tls = has_kernel_tls()
     chosen = kernels or ([HOST] if has_tls else KERNELS)
-    parts.extend(Part("kernel", kernel, ("tests/kernel",)) for kernel in chosen)
+    parts.extend(Part("kernel", kernel, ("tests/kernel", "tests/interop")) for kernel in chosen)
     absent = WITHOUT_TLS if has_tls or kernels else HOST
     parts.append(Part("kernel without TLS", absent, ("tests/kernel_absent",)))
     if not has_tls and not kernels:

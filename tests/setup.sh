@@ -47,6 +47,13 @@ if ! own_kernel_has_tls 2>/dev/null; then
     need busybox-static command -v busybox
     need file command -v file
 fi
+# The peers of tests/interop.
+case ",$extras," in *,test,*)
+    need curl command -v curl
+    need gnutls-bin command -v gnutls-cli
+    need nginx sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v nginx'
+    ;;
+esac
 case ",$extras," in *,lint,* | ,c,)
     need clang command -v clang
     need libclang-rt-dev sh -c \
@@ -69,6 +76,11 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 \
         install --no-install-recommends $missing
+    case $missing in *nginx*)
+        # The tests start their own; nobody asked for a web server that runs.
+        [ ! -d /run/systemd/system ] || $sudo systemctl --quiet disable --now nginx
+        ;;
+    esac
 fi
 
 [ "$extras" != c ] || exit 0

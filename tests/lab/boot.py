@@ -20,6 +20,7 @@ import select
 import shlex
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,7 +141,7 @@ def boot(
             "cwd": str(place),
             "env": command_environment(kernel.name, env or {}),
             "modules": MODULES,
-            "cached": [str(path) for path in _python_paths()],
+            "cached": [str(path) for path in [*_python_paths(), *_program_paths()]],
             # A tmpfs hides what the host has in /tmp. The overlay there otherwise is in memory too.
             "tmpfs": [] if any(_within(path, TMP) for path in [*needed[1:], *shared]) else [TMP],
         }
@@ -232,6 +233,16 @@ def _python_paths() -> list[Path]:
     if sys.prefix != sys.base_prefix:
         places.append(Path(sys.prefix))
     return [place.resolve() for place in places]
+
+
+def _program_paths() -> list[Path]:
+    """Where programs and their libraries are: loading them anew took longer than running them.
+
+    Not all of /usr/lib: the modules of the guest's kernel are there.
+    """
+    libraries = sysconfig.get_config_var("MULTIARCH") or "."
+    places = [Path("/usr/bin"), Path("/usr/sbin"), Path("/usr/lib", libraries)]
+    return [place for place in places if place.is_dir() and place != Path("/usr/lib")]
 
 
 def _within(path: Path, place: str) -> bool:
