@@ -7,6 +7,7 @@ the only mail.  Before TLS is up they give nothing away.
 
 from __future__ import annotations
 
+import contextlib
 import socketserver
 import ssl
 
@@ -24,7 +25,8 @@ class _Lines(socketserver.BaseRequestHandler):
 
     def finish(self) -> None:
         if isinstance(self.request, ssl.SSLSocket):
-            self.request.unwrap()
+            with contextlib.suppress(OSError):  # the clients just close
+                self.request.unwrap()
             self.request.close()
 
     def say(self, line: str, more: bytes = b"") -> None:

@@ -29,6 +29,7 @@ import subprocess
 import tempfile
 import threading
 import urllib.request
+import warnings
 import xmlrpc.client
 import xmlrpc.server
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ class Watcher:
             self.made.append(sock.ktls)
 
         def watched_close(sock: pyktls.SSLSocket) -> None:
-            if sock._sslobj is not None:  # a listener has none
+            if sock._handshaken:  # a listener is not
                 self.closed.append(sock.ktls)
             real_close(sock)
 
@@ -136,7 +137,10 @@ def serving(server: Any) -> Iterator[int]:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """GET gives DOWN, /file from a file with sendfile; POST expects UP and answers as GET."""
+    """GET gives DOWN, /file from a file with sendfile; POST expects UP and answers as GET.
+
+    After /last the server closes: urllib3 leaves that to the garbage collection.
+    """
 
     protocol_version = "HTTP/1.1"
     file: pathlib.Path
@@ -144,6 +148,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(SIZE))
+        if self.path == "/last":
+            self.send_header("Connection", "close")
         self.end_headers()
         if self.path == "/file":
             with self.file.open("rb") as file:
@@ -201,17 +207,17 @@ def urllib_request(change: Change, version: ssl.TLSVersion) -> None:
 def urllib3_client(change: Change, version: ssl.TLSVersion) -> None:
     import urllib3  # noqa: PLC0415
 
+    def run(port: int) -> None:
+        url = f"https://{tls.HOST}:{port}/"
+        with urllib3.PoolManager(ssl_context=change(client), timeout=TIMEOUT, retries=False) as pool:
+            for method, body in (("GET", None), ("POST", UP)):
+                assert pool.request(method, url, body=body).data == DOWN
+            response = pool.request("GET", url + "last", preload_content=False)
+            assert b"".join(response.stream(65536)) == DOWN
+
     client, server = contexts(version)
-    with https_server(server) as port, urllib3.PoolManager(ssl_context=change(client)) as pool:
-        for method, body in (("GET", None), ("POST", UP)):
-            url = f"https://{tls.HOST}:{port}/"
-            response = pool.request(method, url, body=body, timeout=TIMEOUT, retries=False)
-            assert response.data == DOWN
-        # Piece by piece, and given up half way.
-        response = pool.request("GET", url, preload_content=False, timeout=TIMEOUT, retries=False)
-        assert response.read(100_000) == DOWN[:100_000]
-        response.drain_conn()
-        response.release_conn()
+    with https_server(server) as port:
+        run(port)
 
 
 def requests_client(change: Change, version: ssl.TLSVersion) -> None:
@@ -222,21 +228,22 @@ def requests_client(change: Change, version: ssl.TLSVersion) -> None:
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> Any:
             return super().init_poolmanager(*args, ssl_context=client, **kwargs)
 
+    def run(port: int) -> None:
+        with tempfile.NamedTemporaryFile() as ca, requests.Session() as session:
+            tls.authority().cert_pem.write_to_path(ca.name)
+            session.mount("https://", Adapter())
+            session.trust_env = False
+            session.verify = ca.name  # it does not ask the context
+            url = f"https://{tls.HOST}:{port}/"
+            assert session.get(url, timeout=TIMEOUT).content == DOWN
+            data = io.BytesIO(UP)
+            with session.post(url + "last", data, timeout=TIMEOUT, stream=True) as response:
+                assert b"".join(response.iter_content(65536)) == DOWN
+
     client, server = contexts(version)
     change(client)
-    with (
-        https_server(server) as port,
-        tempfile.NamedTemporaryFile() as ca,
-        requests.Session() as session,
-    ):
-        tls.authority().cert_pem.write_to_path(ca.name)
-        session.mount("https://", Adapter())
-        session.trust_env = False
-        session.verify = ca.name  # it does not ask the context
-        url = f"https://{tls.HOST}:{port}/"
-        assert session.get(url, timeout=TIMEOUT).content == DOWN
-        with session.post(url, data=io.BytesIO(UP), timeout=TIMEOUT, stream=True) as response:
-            assert b"".join(response.iter_content(65536)) == DOWN
+    with https_server(server) as port:
+        run(port)
 
 
 def smtplib_starttls(change: Change, version: ssl.TLSVersion) -> None:
@@ -270,9 +277,12 @@ def smtplib_starttls(change: Change, version: ssl.TLSVersion) -> None:
 def ftps_server(version: ssl.TLSVersion, directory: str) -> Iterator[int]:
     """pyftpdlib, whose TLS is pyOpenSSL's; it insists on TLS for control and data."""
     from OpenSSL import SSL  # noqa: PLC0415
-    from pyftpdlib.authorizers import DummyAuthorizer  # noqa: PLC0415
-    from pyftpdlib.handlers import TLS_FTPHandler  # noqa: PLC0415
-    from pyftpdlib.servers import FTPServer  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.11's asyncore
+        from pyftpdlib.authorizers import DummyAuthorizer  # noqa: PLC0415
+        from pyftpdlib.handlers import TLS_FTPHandler  # noqa: PLC0415
+        from pyftpdlib.servers import FTPServer  # noqa: PLC0415
 
     logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
     pem = pathlib.Path(directory, "..", "server.pem").resolve()
@@ -442,6 +452,7 @@ class Echo(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         for line in self.rfile:
             self.wfile.write(self.rfile.read(int(line)))
+        self.connection.unwrap()
 
 
 def socketserver_streams(change: Change, version: ssl.TLSVersion) -> None:
