@@ -18,7 +18,7 @@ class _Lines(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         self.file = self.request.makefile("rwb")
         self.say(self.greeting)
-        for line in iter(self.file.readline, b""):
+        while line := self.file.readline():  # of another file after STARTTLS
             if not self.command(line.decode().split()):
                 break
         self.file.close()
