@@ -63,7 +63,7 @@ class SSLAlert(TLSAlert, ssl.SSLError):
 
     def __init__(self, level: int, description: int) -> None:
         TLSAlert.__init__(self, level, description)
-        self.args = (ssl.SSL_ERROR_SSL, TLSAlert.__str__(self))
+        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, *self.args)
 
 
 class SSLRecordError(RecordError, ssl.SSLError):
@@ -86,9 +86,8 @@ class SSLUnavailable(Unavailable, ssl.SSLError):
     """An Unavailable that is also an ssl.SSLError."""
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        Unavailable.__init__(self, message)
+        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, message)
         self.remedy = remedy
-        self.args = (ssl.SSL_ERROR_SSL, message)
 
 
 def _as_failed_handshake(refusal: HandoffRefused | Unavailable) -> ssl.SSLError:
@@ -360,6 +359,10 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Make the object as socket.socket does; SocketMethods, which comes first, cannot."""
         return socket.socket.__new__(cls, *arguments, **keywords)
+
+    def __reduce_ex__(self, protocol: Any, /) -> NoReturn:
+        """Refused, as of every socket."""
+        raise InvalidType(f"cannot pickle {type(self).__name__!r} object")
 
     # ---- the switch --------------------------------------------------------------------------
 
