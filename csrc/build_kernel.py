@@ -56,12 +56,14 @@ ffibuilder.set_source(
     #include "abi_linux.h"
     #include "abi_freebsd.h"
     #include "openssl_tap.h"
+    #include "openssl_apart.h"
     """,
     sources=[
         *kernel_sources(),
         "csrc/abi_linux_check.c",
         "csrc/abi_freebsd_check.c",
         "csrc/openssl_tap.c",
+        "csrc/openssl_apart.c",
     ],
     depends=[
         str(path.relative_to(HERE.parent))

@@ -41,15 +41,6 @@
 #define BIO_GET_KTLS_RECV 76
 #define EARLY_DATA_ACCEPTED 2
 #define KEY_UPDATE_NONE (-1)
-#define SENT_SHUTDOWN 1
-#define RECEIVED_SHUTDOWN 2
-#define BIO_SET_MEMORY_EOF_RETURN 130 /* BIO_C_SET_BUF_MEM_EOF_RETURN */
-#define ERROR_WANT_READ 2
-#define AEAD_SET_IV_LENGTH 0x9 /* EVP_CTRL_AEAD_SET_IVLEN and so on */
-#define AEAD_GET_TAG 0x10
-#define AEAD_SET_TAG 0x11
-#define NONCE_SIZE 12
-#define TAG_SIZE 16
 
 typedef void (*keylog_callback)(const void *ssl, const char *line);
 typedef void (*message_callback)(int write, int version, int content_type, const void *data,
@@ -91,24 +82,6 @@ typedef void (*ex_free_callback)(void *parent, void *pointer, void *ex_data, int
     F(SSL_get_session, void *, (const void *))                                                     \
     F(SSL_SESSION_get_max_fragment_length, uint8_t, (const void *))                                \
     F(SSL_SESSION_get_master_key, size_t, (const void *, unsigned char *, size_t))                 \
-    F(SSL_set0_rbio, void, (void *, void *))                                                       \
-    F(SSL_set0_wbio, void, (void *, void *))                                                       \
-    F(SSL_peek, int, (void *, void *, int))                                                        \
-    F(SSL_get_error, int, (const void *, int))                                                     \
-    F(BIO_s_mem, const void *, (void))                                                             \
-    F(BIO_s_null, const void *, (void))                                                            \
-    F(BIO_new, void *, (const void *))                                                             \
-    F(BIO_free, int, (void *))                                                                     \
-    F(BIO_write, int, (void *, const void *, int))                                                 \
-    F(ERR_clear_error, void, (void))                                                               \
-    F(EVP_get_cipherbyname, const void *, (const char *))                                          \
-    F(EVP_CIPHER_CTX_new, void *, (void))                                                          \
-    F(EVP_CIPHER_CTX_free, void, (void *))                                                         \
-    F(EVP_CIPHER_CTX_ctrl, int, (void *, int, int, void *))                                        \
-    F(EVP_EncryptUpdate, int, (void *, unsigned char *, int *, const unsigned char *, int))        \
-    F(EVP_EncryptFinal_ex, int, (void *, unsigned char *, int *))                                  \
-    F(EVP_EncryptInit_ex, int,                                                                     \
-      (void *, const void *, void *, const unsigned char *, const unsigned char *))                \
     F(BIO_number_read, uint64_t, (void *))                                                         \
     F(BIO_number_written, uint64_t, (void *))                                                      \
     F(BIO_ctrl, long, (void *, int, long, void *))
@@ -475,90 +448,8 @@ int pyktls_tap_leave(void *ssl) {
     if (!openssl.open) {
         return PYKTLS_TAP_NOT_OPEN;
     }
-    openssl.SSL_set_shutdown(ssl, SENT_SHUTDOWN | RECEIVED_SHUTDOWN);
+    openssl.SSL_set_shutdown(ssl, 1 | 2);
     return PYKTLS_TAP_OK;
-}
-
-int pyktls_tap_isolate(void *ssl) {
-    if (!openssl.open) {
-        return PYKTLS_TAP_NOT_OPEN;
-    }
-    void *in = openssl.BIO_new(openssl.BIO_s_mem());
-    void *out = openssl.BIO_new(openssl.BIO_s_null());
-    if (in == NULL || out == NULL) {
-        openssl.BIO_free(in);
-        openssl.BIO_free(out);
-        openssl.ERR_clear_error();
-        return PYKTLS_TAP_REFUSED;
-    }
-    /* Nothing there means "not yet", not the end of the stream. */
-    openssl.BIO_ctrl(in, BIO_SET_MEMORY_EOF_RETURN, -1, NULL);
-    openssl.SSL_set0_rbio(ssl, in);
-    openssl.SSL_set0_wbio(ssl, out);
-    return PYKTLS_TAP_OK;
-}
-
-int pyktls_tap_feed(void *ssl, const void *records, size_t size) {
-    if (!openssl.open) {
-        return PYKTLS_TAP_NOT_OPEN;
-    }
-    int length = (int)size;
-    if (length < 0 || (size_t)length != size) {
-        return PYKTLS_TAP_REFUSED;
-    }
-    openssl.ERR_clear_error();
-    if (openssl.BIO_write(openssl.SSL_get_rbio(ssl), records, length) != length) {
-        openssl.ERR_clear_error();
-        return PYKTLS_TAP_REFUSED;
-    }
-    /* A connection that has seen close_notify reads nothing. */
-    int before = openssl.SSL_get_shutdown(ssl);
-    openssl.SSL_set_shutdown(ssl, before & ~RECEIVED_SHUTDOWN);
-    unsigned char byte;
-    int result = openssl.SSL_peek(ssl, &byte, sizeof(byte));
-    int error = openssl.SSL_get_error(ssl, result);
-    openssl.SSL_set_shutdown(ssl, before);
-    openssl.ERR_clear_error();
-    /* All is taken in, and then there is nothing more to read. */
-    return result <= 0 && error == ERROR_WANT_READ ? PYKTLS_TAP_OK : PYKTLS_TAP_REFUSED;
-}
-
-static int seal_with(void *ctx, const void *cipher, int ccm, const unsigned char *key,
-                     const unsigned char nonce[NONCE_SIZE], const void *additional,
-                     int additional_size, const void *content, int size, unsigned char *out) {
-    int done = 0;
-    /* CCM wants the length of the tag before the key, and that of the content before all else. */
-    return openssl.EVP_EncryptInit_ex(ctx, cipher, NULL, NULL, NULL) > 0 &&
-           openssl.EVP_CIPHER_CTX_ctrl(ctx, AEAD_SET_IV_LENGTH, NONCE_SIZE, NULL) > 0 &&
-           (!ccm || openssl.EVP_CIPHER_CTX_ctrl(ctx, AEAD_SET_TAG, TAG_SIZE, NULL) > 0) &&
-           openssl.EVP_EncryptInit_ex(ctx, NULL, NULL, key, nonce) > 0 &&
-           (!ccm || openssl.EVP_EncryptUpdate(ctx, NULL, &done, NULL, size) > 0) &&
-           openssl.EVP_EncryptUpdate(ctx, NULL, &done, additional, additional_size) > 0 &&
-           openssl.EVP_EncryptUpdate(ctx, out, &done, content, size) > 0 && done == size &&
-           openssl.EVP_EncryptFinal_ex(ctx, out + size, &done) > 0 && done == 0 &&
-           openssl.EVP_CIPHER_CTX_ctrl(ctx, AEAD_GET_TAG, TAG_SIZE, out + size) > 0;
-}
-
-int pyktls_tap_seal(const char *aead, const unsigned char *key, const unsigned char nonce[12],
-                    const void *additional, size_t additional_size, const void *content,
-                    size_t size, unsigned char *out) {
-    if (!openssl.open) {
-        return PYKTLS_TAP_NOT_OPEN;
-    }
-    int length = (int)size;
-    int additional_length = (int)additional_size;
-    if (length < 0 || (size_t)length != size || additional_length < 0 ||
-        (size_t)additional_length != additional_size) {
-        return PYKTLS_TAP_REFUSED;
-    }
-    const void *cipher = openssl.EVP_get_cipherbyname(aead);
-    void *ctx = openssl.EVP_CIPHER_CTX_new();
-    int sealed = cipher != NULL && ctx != NULL &&
-                 seal_with(ctx, cipher, strstr(aead, "CCM") != NULL, key, nonce, additional,
-                           additional_length, content, length, out);
-    openssl.EVP_CIPHER_CTX_free(ctx); /* which wipes the key */
-    openssl.ERR_clear_error();
-    return sealed ? PYKTLS_TAP_OK : PYKTLS_TAP_REFUSED;
 }
 
 void pyktls_tap_wipe(void *memory, size_t size) {

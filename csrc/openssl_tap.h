@@ -87,28 +87,6 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out);
  */
 int pyktls_tap_leave(void *ssl);
 
-/*
- * Takes the socket away from the connection: it reads from memory, and what it writes is discarded.
- * The BIOs it had are released; a socket BIO of CPython's leaves its descriptor open.
- */
-int pyktls_tap_isolate(void *ssl);
-
-/*
- * Gives a connection without a socket the bytes of whole records that hold post-handshake messages,
- * and lets it take them in.  PYKTLS_TAP_REFUSED if it did not take all of them, or did not like
- * what it read.
- */
-int pyktls_tap_feed(void *ssl, const void *records, size_t size);
-
-/*
- * Seals a record's content with the AEAD of that name ("AES-128-GCM", "AES-256-GCM", "AES-128-CCM",
- * "ChaCha20-Poly1305"), tag of 16 bytes.  `additional` is the record's header; `out` has room for
- * size + 16 bytes.
- */
-int pyktls_tap_seal(const char *aead, const unsigned char *key, const unsigned char nonce[12],
-                    const void *additional, size_t additional_size, const void *content,
-                    size_t size, unsigned char *out);
-
 /* Overwrites memory that held a secret. */
 void pyktls_tap_wipe(void *memory, size_t size);
 

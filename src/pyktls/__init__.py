@@ -10,12 +10,15 @@
 
 ``watch``, ``extract``, ``install`` and ``offload`` are the steps; ``probe`` tells beforehand what
 the kernel can do, ``status`` asks it afterwards whether it is so, and ``sockets`` which connections
-have it.  ``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
+have it.  ``send_socket`` and ``receive_socket`` move a switched connection to another process.
+``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
 ``pyktls.lowlevel`` the compiled layer under them.
 """
 
 from . import freebsd, linux, lowlevel
 from .ciphers import AEAD, CipherSuite
+from .engines.choice import EngineInfo, engines
+from .engines.membio import MemoryBIOHandshake
 from .errors import (
     Error,
     HandoffRefused,
@@ -26,7 +29,8 @@ from .errors import (
     TruncationError,
     Unavailable,
 )
-from .handoff import extract, watch
+from .handoff import engine_of, extract, watch
+from .moving import receive_socket, send_socket
 from .offloading import offload
 from .probe import Answer, Cause, KernelSupport, probe
 from .session import Direction, DirectionKeys, Role, Session
@@ -43,12 +47,14 @@ __all__ = [
     "CipherSuite",
     "Direction",
     "DirectionKeys",
+    "EngineInfo",
     "Error",
     "HandoffRefused",
     "InvalidType",
     "InvalidValue",
     "KTLSSocket",
     "KernelSupport",
+    "MemoryBIOHandshake",
     "Mode",
     "RecordError",
     "Role",
@@ -60,6 +66,8 @@ __all__ = [
     "TLSAlert",
     "TruncationError",
     "Unavailable",
+    "engine_of",
+    "engines",
     "extract",
     "freebsd",
     "install",
@@ -67,6 +75,8 @@ __all__ = [
     "lowlevel",
     "offload",
     "probe",
+    "receive_socket",
+    "send_socket",
     "sockets",
     "status",
     "watch",

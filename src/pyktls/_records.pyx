@@ -431,11 +431,13 @@ def sendmsg(int fd, buffers, int flags, int record_type, Deadline deadline not N
 
 
 cdef unsigned long forks = 0
+cdef unsigned long survivor = 0  # the thread that the latest fork has left
 
 
 def _forked():
-    global forks
+    global forks, survivor
     forks += 1
+    survivor = PyThread_get_thread_ident()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -445,13 +447,14 @@ os.register_at_fork(after_in_child=_forked)
 cdef class Lock:
     """A reentrant lock that costs next to nothing while nobody else wants it.
 
-    Reentrant, because a signal handler may use a connection in the middle of a call on it.  In the
-    child of a fork it is free: the thread that held it has stayed with the parent.
+    Reentrant, because a signal handler may use a connection in the middle of a call on it; ``depth``
+    is how often its owner has taken it.  In the child of a fork it is free, because the thread that
+    held it has stayed with the parent, unless that is the thread that forked.
     """
 
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # meaningful while depth is not 0
-    cdef unsigned long depth
+    cdef readonly unsigned long depth
     cdef unsigned long forked
 
     def __cinit__(self):
@@ -468,11 +471,12 @@ cdef class Lock:
         """Take it if it is free, or mine already."""
         cdef unsigned long me = PyThread_get_thread_ident()
         if self.forked != forks:
-            # The old one may be held for ever; it is left as it is.
-            self.lock = PyThread_allocate_lock()
-            if self.lock == NULL:
-                raise MemoryError
-            self.depth = 0
+            if self.depth == 0 or self.owner != survivor:
+                # The old one may be held for ever; it is left as it is.
+                self.lock = PyThread_allocate_lock()
+                if self.lock == NULL:
+                    raise MemoryError
+                self.depth = 0
             self.forked = forks
         if self.depth > 0 and self.owner == me:
             self.depth += 1
@@ -706,7 +710,7 @@ cdef class Channel:
         finally:
             self.send_lock.give()
 
-    cdef Py_ssize_t sendmsg(self, object buffers, int flags) except? -1:
+    cdef Py_ssize_t send_gathered(self, object buffers, int flags) except? -1:
         """Send buffers, gathered; -1 if the long way has to be gone."""
         cdef Wait wait = self._wait
         cdef Vector vector
@@ -747,6 +751,7 @@ cdef Py_ssize_t small(object number) except? -1:
 
 
 @cython.binding(False)
+@cython.auto_pickle(False)  # the socket class says that it cannot be done
 cdef class SocketMethods:
     """recv, recv_into, send, sendall and sendmsg, to stand before a socket class's own.
 
@@ -848,7 +853,7 @@ cdef class SocketMethods:
             and (type(buffers) is list or type(buffers) is tuple)
             and (<Channel>layer).straight_out
         ):
-            sent = (<Channel>layer).sendmsg(buffers, <int>bits)
+            sent = (<Channel>layer).send_gathered(buffers, <int>bits)
             if sent >= 0:
                 return sent
         return layer.sendmsg_slowly(buffers, ancdata, flags, address)

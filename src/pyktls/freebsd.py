@@ -694,6 +694,12 @@ def install(
         )
 
 
+def carries(fd: int, direction: Direction, version: int, aead: AEAD) -> bool:
+    """Whether a direction is in the kernel, which does not tell version and cipher."""
+    del version, aead
+    return direction in directions(fd)
+
+
 def next_sequence(fd: int, direction: Direction) -> None:
     """None: FreeBSD does not tell the number of the next record."""
     del fd, direction

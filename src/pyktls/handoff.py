@@ -31,6 +31,10 @@ Two things can be left inside OpenSSL on a record boundary.  Plaintext that is d
 read: the caller reads it first (``pyktls.offload`` does, and serves it before anything else).  And
 a handshake message whose second half is still to come: its bytes are counted too, and refused.
 
+What is said here of OpenSSL's callbacks and counters is the native engine's way.  The other two
+reach the same three things by other means, told in ``engines/portable.py`` and
+``engines/membio.py``; which is used, ``engines/choice.py``.
+
 After the keys are out the TLS library must not touch the connection again.  If it does, the numbers
 here are old; ``Session.has_moved`` notices, and ``pyktls.install`` asks.
 """
@@ -42,50 +46,181 @@ import ssl
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .engines import native
+from .engines import choice, native, portable
+from .engines.membio import MemoryBIOHandshake, is_pyopenssl_context
 from .errors import HandoffRefused, InvalidType
 
 if TYPE_CHECKING:
+    import socket
+
     from .session import Session
 
-__all__ = ["extract", "ssl_object", "watch"]
+__all__ = [
+    "engine_of",
+    "extract",
+    "extract_for_offload",
+    "leave",
+    "progress",
+    "release",
+    "ssl_object",
+    "take_plaintext",
+    "tcp_socket",
+    "watch",
+]
 
 
-def watch(context: ssl.SSLContext) -> None:
+def watch(context: Any, *, engine: str | None = None) -> None:
     """Watch every connection made from ``context`` from now on.
 
     Call it once, before the first ``wrap_socket``; calling it again is harmless.  What the context
     does is otherwise unchanged, and a ``keylog_filename`` set earlier keeps being written (one set
     later takes the place of the watch: set it before).
 
-    Raises InvalidType for what is no ``ssl.SSLContext``, HandoffRefused for a context with a
-    ``_msg_callback``, Unavailable where this Python's OpenSSL cannot be reached.
+    ``engine`` is ``"native"``, ``"portable"`` or ``"membio"`` (``pyktls.engines`` says what works
+    here).  By default it is what the environment variable ``PYKTLS_ENGINE`` says, else native,
+    else portable where this Python's OpenSSL is hidden.  ``"membio"`` prepares the context for
+    ``pyktls.MemoryBIOHandshake``, and is what an ``OpenSSL.SSL.Context`` of pyOpenSSL gets.
+
+    Raises InvalidType for what is no context, InvalidValue for an unknown engine, HandoffRefused
+    for a context whose place for a callback is taken (native: a ``_msg_callback``; pyOpenSSL: a
+    keylog callback) or that another engine watches, Unavailable where the engine does not work.
     """
-    if not isinstance(context, ssl.SSLContext):
-        raise InvalidType(f"an ssl.SSLContext is needed, not {type(context).__name__}")
-    native.watch(context)
+    choice.watch(context, engine)
 
 
-def extract(ssl_sock: ssl.SSLSocket) -> Session:
+def extract(source: ssl.SSLSocket | MemoryBIOHandshake) -> Session:
     """The keys, IVs and sequence numbers of a connected ``ssl.SSLSocket``.
 
-    ``ssl_sock`` is not changed.  Once the session is installed somewhere it must not be used again;
-    ``detach()`` it.  Raises HandoffRefused, with the reason, if the connection is not in a state in
-    which it can be handed over; it is then as usable as before.  Raises InvalidType for anything
-    but an SSLSocket, Unavailable where this Python's OpenSSL cannot be reached.
+    It may also be a ``pyktls.MemoryBIOHandshake`` that is complete.  ``source`` is not changed.
+    Once the session is installed somewhere it must not be used again; ``detach()`` it.
+    ``Session.engine`` is the name of the engine that read it: the one that watched the context.
+
+    Raises HandoffRefused, with the reason, if the connection is not in a state in which it can be
+    handed over; it is then as usable as before.  Raises InvalidType for anything else, Unavailable
+    where the engine does not work.
     """
-    session = native.extract(ssl_object(ssl_sock))
-    progress = native.progress(ssl_object(ssl_sock))
-    reference = weakref.ref(ssl_sock)
+    session = _extract(source, drained=False)
+    before = progress(source)
+    reference = weakref.ref(source)
 
     def moved() -> bool:
         alive = reference()
-        sslobj = None if alive is None else getattr(alive, "_sslobj", None)
-        # Without its object nobody can have used the connection since.
-        return sslobj is not None and native.progress(sslobj) != progress
+        if alive is None or (
+            isinstance(alive, ssl.SSLSocket) and getattr(alive, "_sslobj", None) is None
+        ):
+            # Without its object nobody can have used the connection since.
+            return False
+        return _progress(alive, like=before) != before
 
     session.watch_over(moved)
     return session
+
+
+def engine_of(source: Any) -> str | None:
+    """The name of the engine that watches a context, or read the keys of a connection.
+
+    ``source`` is a context, an ``ssl.SSLSocket`` (then it is about the context that it uses now) or
+    a ``MemoryBIOHandshake``.  None if no engine watches.  Raises InvalidType for anything else.
+    """
+    if isinstance(source, MemoryBIOHandshake):
+        return "membio"
+    if isinstance(source, ssl.SSLSocket):
+        source = source.context
+    if not isinstance(source, ssl.SSLContext) and not is_pyopenssl_context(source):
+        raise InvalidType(
+            "a context, an ssl.SSLSocket or a MemoryBIOHandshake is needed, not "
+            f"{type(source).__name__}"
+        )
+    return choice.engine_of_context(source)
+
+
+# ---- for pyktls.offload ----------------------------------------------------------------------
+
+
+def tcp_socket(source: ssl.SSLSocket | MemoryBIOHandshake) -> socket.socket:
+    """The TCP socket under a connection: the SSLSocket itself, or the driver's plain socket.
+
+    Raises as ``extract`` does for what is neither, for a closed one, and for one without TLS.
+    """
+    if isinstance(source, MemoryBIOHandshake):
+        if source.sock.fileno() < 0:
+            raise HandoffRefused("the socket is closed")
+        return source.sock
+    ssl_object(source)
+    return source
+
+
+def extract_for_offload(source: ssl.SSLSocket | MemoryBIOHandshake) -> Session:
+    """As ``extract``, for one who takes OpenSSL's plaintext too (``take_plaintext``)."""
+    return _extract(source, drained=True)
+
+
+def take_plaintext(source: ssl.SSLSocket | MemoryBIOHandshake) -> bytes:
+    """What the TLS library has decrypted and nobody has read; the socket is not asked."""
+    if isinstance(source, MemoryBIOHandshake):
+        return b""  # session() has seen to that
+    sslobj = ssl_object(source)
+    pending = sslobj.pending()
+    return bytes(sslobj.read(pending)) if pending else b""
+
+
+def release(source: ssl.SSLSocket | MemoryBIOHandshake) -> None:
+    """Let the TLS library forget the connection in good order, without a byte on the wire."""
+    if isinstance(source, MemoryBIOHandshake):
+        source.leave()
+        return
+    sslobj = ssl_object(source)
+    if _engine_of_socket(source) == "portable":
+        portable.leave(source)
+    else:
+        native.leave(sslobj)
+
+
+def leave(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
+    """``release``, and detach the socket; returns its descriptor, which is then the caller's."""
+    release(source)
+    if isinstance(source, MemoryBIOHandshake):
+        return source.sock.detach()
+    fd = source.detach()
+    source._sslobj = None  # type: ignore[attr-defined]  # noqa: SLF001
+    return fd
+
+
+def progress(source: ssl.SSLSocket | MemoryBIOHandshake) -> tuple[int, ...]:
+    """Numbers that change whenever the TLS library sends or receives anything."""
+    if isinstance(source, MemoryBIOHandshake):
+        return source.progress()
+    if _engine_of_socket(source) == "portable":
+        return portable.progress(source)
+    return native.progress(source._sslobj)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _progress(
+    source: ssl.SSLSocket | MemoryBIOHandshake, *, like: tuple[int, ...]
+) -> tuple[int, ...]:
+    # A detached socket cannot be asked for all of them any more.
+    now = progress(source)
+    return now[: len(like)] + like[len(now) :]
+
+
+# ---- the engine of a connection --------------------------------------------------------------
+
+
+def _engine_of_socket(ssl_sock: ssl.SSLSocket) -> str:
+    """Of a context that nobody watches either engine can say just that."""
+    name = choice.engine_of_context(ssl_sock.context)
+    if name in ("native", "portable"):
+        return name
+    return "native" if native.why_not() is None else "portable"
+
+
+def _extract(source: ssl.SSLSocket | MemoryBIOHandshake, *, drained: bool) -> Session:
+    if isinstance(source, MemoryBIOHandshake):
+        return source.session()
+    sslobj = ssl_object(source)
+    if _engine_of_socket(source) == "portable":
+        return portable.extract(source, drained=drained)
+    return native.extract(sslobj, drained=drained)
 
 
 def ssl_object(ssl_sock: ssl.SSLSocket) -> Any:

@@ -80,6 +80,13 @@ _LIKE_KEY_UPDATE = bytes((KEY_UPDATE,))
 _MOST_AT_ONCE = 1 << 30
 NO_WAIT = 0.0
 
+_NO_SECRETS = (
+    "this process has no traffic secrets: they were not moved with the connection (secrets=True), "
+    "or never given"
+)
+# Two processes that went on from the same secret would use the same keys from record 0 on.
+_FORKED = "after a fork only the process that made the socket changes keys"
+
 
 class RecordLayer(_records.Channel):
     """The records of one connection in both directions; see the top of this file.
@@ -104,6 +111,7 @@ class RecordLayer(_records.Channel):
         self.send_ended = False  # close_notify was sent, or nothing may be sent any more
         self._leftover = b""
         self._on_ticket = on_ticket
+        self._process = os.getpid()
         self.fd = fd
         self.timeout = timeout
         self._budget = RecordBudget(session.cipher.aead, session.tx.sequence)
@@ -134,6 +142,17 @@ class RecordLayer(_records.Channel):
         self.end_sending()
         self.leftover = b""
         self.session.wipe()
+
+    def go_on(
+        self, post: PostHandshake, leftover: bytes, *, reading_data: bool, send_ended: bool
+    ) -> None:
+        """Take up a connection where another process has left it; before its first use here."""
+        self.post = post
+        self.receive_ended = post.closed
+        self.reading_data = reading_data
+        self.send_ended = send_ended
+        self.leftover = leftover
+        self._look_at_sending()
 
     def _look_at_reading(self) -> None:
         self.straight_in = not (
@@ -473,7 +492,21 @@ class RecordLayer(_records.Channel):
 
     # ---- changing keys -----------------------------------------------------------------------
 
+    def _missing_for_new_keys(self) -> str | None:
+        """Why this process cannot work out the next keys; None if it can."""
+        if self.session.tx.secret is None or self.session.rx.secret is None:
+            return _NO_SECRETS
+        return None if os.getpid() == self._process else _FORKED
+
     def _change_receiving_keys(self) -> None:
+        missing = self._missing_for_new_keys()
+        if missing is not None:
+            self._fail(
+                INTERNAL_ERROR,
+                RecordError(
+                    f"the peer changed its keys (KeyUpdate), and they cannot be followed: {missing}"
+                ),
+            )
         try:
             rekey_fd(self.descriptor(), self.session, Direction.RX)
         except OSError as e:
@@ -492,11 +525,12 @@ class RecordLayer(_records.Channel):
             deadline = self.before_sending(0)
             message = self.post.begin_key_update(request_peer)
             if not self._can_change_keys():
-                raise Unavailable(f"the keys cannot be changed: {system.NO_REKEY}")
+                reason = self._missing_for_new_keys() or system.NO_REKEY
+                raise Unavailable(f"the keys cannot be changed: {reason}")
             self._send_key_update(message, deadline)
 
     def _can_change_keys(self) -> bool:
-        return self.session.tx.secret is not None and system.can_rekey(
+        return self._missing_for_new_keys() is None and system.can_rekey(
             self.session.version, self.session.cipher.aead
         )
 
@@ -536,7 +570,8 @@ class RecordLayer(_records.Channel):
         if self.send_ended:
             return
         message = self.post.answer()
-        if message is not None:
+        # In the child of a fork it is the parent's to send.
+        if message is not None and os.getpid() == self._process:
             self._send_key_update(message, deadline)
 
     # ---- counting records --------------------------------------------------------------------

@@ -21,7 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .ciphers import TLS_1_3
-from .engines import native
+from .engines import apart
 from .key_schedule import wipe
 from .post_handshake import APPLICATION_DATA, HANDSHAKE, NEW_SESSION_TICKET
 from .session import DirectionKeys
@@ -53,7 +53,7 @@ def seal(suite: CipherSuite, keys: DirectionKeys, message: bytes) -> tuple[bytes
         # RFC 8446 section 5.3.
         number = (keys.sequence + count).to_bytes(len(keys.iv), "big")
         nonce = bytearray(a ^ b for a, b in zip(keys.iv, number, strict=True))
-        body = native.seal(suite.aead, keys.key, nonce, header, content)
+        body = apart.seal(suite.aead, keys.key, nonce, header, content)
         wipe(nonce)
         if body is None:
             return None
@@ -76,11 +76,11 @@ class TicketKeeper:
         self._keys = DirectionKeys(rx.key, rx.iv, rx.sequence)
         self._tickets: deque[bytes] = deque(maxlen=_MOST_TICKETS)
         self._lock = threading.Lock()
-        self._usable = session.version == TLS_1_3 and session.engine == "native"
+        self._usable = session.version == TLS_1_3 and apart.works()
 
     def isolate(self) -> None:
         """Take the socket away from OpenSSL; from then on tickets can be given to it."""
-        self._usable = native.isolate(self._sslobj) and self._usable
+        self._usable = apart.isolate(self._sslobj) and self._usable
 
     def add(self, body: bytes) -> None:
         """Keep the body of a NewSessionTicket (RFC 8446 section 4.6.1)."""
@@ -96,7 +96,7 @@ class TicketKeeper:
                 head = bytes((NEW_SESSION_TICKET, *len(body).to_bytes(3, "big")))
                 sealed = seal(self._suite, self._keys, head + body)
                 # What OpenSSL refuses once, it refuses for ever.
-                self._usable = sealed is not None and native.feed(self._sslobj, sealed[0])
+                self._usable = sealed is not None and apart.feed(self._sslobj, sealed[0])
                 if sealed is not None:
                     old = self._keys
                     self._keys = DirectionKeys(old.key, old.iv, old.sequence + sealed[1])

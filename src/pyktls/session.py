@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import hmac
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from .ciphers import NONCE_LENGTH, TLS_1_2, TLS_1_3, CipherSuite
 from .errors import HandoffRefused, InvalidType, InvalidValue
@@ -57,7 +57,17 @@ class DirectionKeys:
     The keys can be installed once.  Whoever installs them calls ``claim()`` first.
     """
 
-    __slots__ = ("__weakref__", "_claimed", "_lock", "iv", "key", "mac_key", "secret", "sequence")
+    __slots__ = (
+        "__weakref__",
+        "_claimed",
+        "_lock",
+        "iv",
+        "kernel_has_them",
+        "key",
+        "mac_key",
+        "secret",
+        "sequence",
+    )
 
     def __init__(
         self,
@@ -84,8 +94,24 @@ class DirectionKeys:
         self.sequence = sequence
         self.secret = None if secret is None else bytearray(secret)
         self.mac_key = bytearray(mac_key)
+        #: Whether key and IV are missing here because only the kernel has them.
+        self.kernel_has_them = False
         self._claimed = False
         self._lock = threading.Lock()
+
+    @classmethod
+    def in_kernel(
+        cls, sequence: int, *, secret: bytes | bytearray | memoryview | None = None
+    ) -> Self:
+        """Stand for keys that are installed already and that this process has never seen.
+
+        ``secret``, the traffic secret they came from, is what a change of keys goes on from.  They
+        cannot be installed.
+        """
+        self = cls(b"", b"", sequence, secret=secret)
+        self.kernel_has_them = True
+        self._claimed = True
+        return self
 
     def claim(self, direction: Direction) -> None:
         """Take the right to install these keys; it is given once.
@@ -216,6 +242,8 @@ def check_lengths(suite: CipherSuite, direction: Direction, keys: DirectionKeys)
         "iv": iv_length(suite),
         "mac_key": suite.aead.mac_key_length,
     }
+    if keys.kernel_has_them:
+        wanted = dict.fromkeys(wanted, 0)
     if keys.secret is not None:
         wanted["secret"] = suite.hash_length
     for name, length in wanted.items():

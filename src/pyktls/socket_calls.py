@@ -52,6 +52,9 @@ class System(Protocol):
     def directions(self, fd: int, /) -> Iterable[Direction]:
         """The directions that are in the kernel already."""
 
+    def carries(self, fd: int, direction: Direction, version: int, aead: AEAD, /) -> bool:
+        """Whether the keys of a direction are of that kind; True where the kernel does not tell."""
+
     def cipher_refusal(
         self, version: int, aead: AEAD, wanted: Iterable[Direction] = ..., /
     ) -> OSError | None:

@@ -8,6 +8,7 @@ of record_layer.py and closing.py; here are the names that users know it by.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import warnings
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import _records, arguments, closing, file_transfer
 from .ciphers import TLS_1_2, TLS_1_3
+from .connection_state import ConnectionState, alone, check_kernel, session_of, snapshot
 from .errors import HandoffRefused, InvalidType, InvalidValue
-from .record_layer import RecordLayer
+from .post_handshake import PostHandshake
+from .record_layer import NO_WAIT, RecordLayer
 from .status import Status, status
+from .takeover import Handshake
 
 if TYPE_CHECKING:
     import ssl
@@ -25,24 +29,10 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from .resumption import TicketKeeper
     from .session import Session
     from .socket_calls import HasFileno
 
-__all__ = ["Handshake", "KTLSSocket"]
-
-
-class Handshake:
-    """What the handshake found out that users ask for afterwards."""
-
-    __slots__ = ("alpn", "peer", "peer_der", "tickets")
-
-    def __init__(self, sslobj: Any) -> None:
-        self.alpn: str | None = sslobj.selected_alpn_protocol()
-        # What it has not verified it does not tell.
-        self.peer = sslobj.getpeercert(False)
-        self.peer_der = sslobj.getpeercert(True)
-        self.tickets: TicketKeeper | None = None
+__all__ = ["KTLSSocket"]
 
 
 class KTLSSocket(_records.SocketMethods, socket.socket):
@@ -54,6 +44,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
     * ``close`` and ``shutdown(SHUT_WR)`` first send what is under way and a close_notify, and wait
       for at most ``close_timeout`` seconds (a socket timeout, if one is set, instead).
     * It cannot be duplicated or pickled: the state after the handshake is in this object.
+      ``pyktls.send_socket`` and ``export_state`` move it to another process.
 
     Raises ``TLSAlert``, ``TruncationError`` and ``RecordError`` (all ``ConnectionError``) where the
     connection ends otherwise than by close_notify.
@@ -258,10 +249,88 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         finally:
             super().shutdown(how)
 
+    # ---- going on elsewhere ------------------------------------------------------------------
+
+    def export_state(self, secrets: bool = False) -> bytearray:
+        """What ``from_state`` needs besides the descriptor, for a transport of your own.
+
+        pyktls.send_socket is the transport of ours.  The object stays as it is; after this, go on
+        with one of the two, and let go of the other by ``abandon()`` or ``detach()``.
+
+        ``secrets`` puts the traffic secrets in (TLS 1.3; wipe the bytearray after use, and let only
+        one process keep them).  Without them there is no change of keys on the other side.  The
+        peer's certificate, and plaintext not read yet (``pending()``), are in it in any case.
+
+        Raises HandoffRefused, with the reason, if the connection cannot go on elsewhere: it is
+        closed or has ended by an error, another call on it is under way, file objects made by
+        makefile() are open and may hold data, or the secrets are not here.
+        """
+        with alone(self._layer):
+            return self._packed_state(secrets)
+
+    def _packed_state(self, secrets: bool) -> bytearray:
+        """The same; within ``alone``."""
+        if not isinstance(secrets, bool):  # nothing else is taken for a yes
+            raise InvalidType(f"secrets must be a bool, not {type(secrets).__name__}")
+        layer = self._layer
+        if self._io_refs:  # type: ignore[attr-defined]
+            raise HandoffRefused(
+                "file objects made by makefile() are open on the socket, and may hold data: close "
+                "them"
+            )
+        if layer.fd >= 0 and not layer.receive_error:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                layer.answer(_records.Deadline(NO_WAIT))
+        own = self._handshake
+        handshake = None if own is None else (own.alpn, own.peer, own.peer_der)
+        state = snapshot(layer, handshake, self.close_timeout, secrets=secrets)
+        try:
+            return state.pack()
+        finally:
+            state.wipe()
+
+    @classmethod
+    def from_state(cls, state: ReadableBuffer, fileno: int) -> Self:
+        """Take up a connection from ``export_state`` and its descriptor, which it takes over.
+
+        ``fileno`` may be the same descriptor, after ``detach()``, or another one of the same socket
+        (``os.dup``, one passed over a Unix socket, or inherited).  The timeouts are in the state.
+
+        Everything is checked, and the kernel asked whether it does TLS on that descriptor as the
+        state says.  Raises InvalidType and InvalidValue for what is no state, HandoffRefused where
+        the kernel says otherwise, OSError that names the call for what is no socket; the descriptor
+        then stays the caller's.
+        """
+        made = ConnectionState.unpack(state)
+        try:
+            fd = arguments.integer("fileno", fileno, 0, 2**31 - 1, bounds="a file descriptor")
+            check_kernel(fd, made.suite)
+            handshake = None if made.handshake is None else Handshake.moved(*made.handshake)
+            sock = cls(session_of(made, fd), fd, handshake=handshake)
+        finally:
+            made.wipe()
+        try:
+            sock.close_timeout = made.close_timeout
+            sock.settimeout(made.timeout)
+            sock._layer.go_on(
+                PostHandshake.restore(made.post),
+                made.leftover,
+                reading_data=made.reading_data,
+                send_ended=made.send_ended,
+            )
+        except BaseException:
+            sock._disown()
+            raise
+        return sock
+
     def detach(self) -> int:
         """Give up the object and keep the descriptor, whose kernel TLS goes on.
 
-        What comes after is the caller's affair: control records, changes of keys, close_notify.
+        Nothing is sent to the peer, no close_notify either, and the secrets here are wiped.  What
+        comes after is the caller's affair: control records, changes of keys, close_notify, and that
+        a plain close can lose what was sent last.  An ``export_state`` made before is the way back
+        (``from_state``).
+
         Raises HandoffRefused while ``pending()`` bytes are unread, which would be lost.
         """
         if self._layer.leftover:
@@ -271,6 +340,19 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         fd = super().detach()
         self._forget()
         return fd
+
+    def abandon(self) -> None:
+        """Close this process's descriptor and nothing else: another process has the connection.
+
+        No close_notify is sent, nothing is waited for, the secrets here are wiped.  It is for after
+        a fork, or after the descriptor was passed on by other means than pyktls.send_socket (which
+        does it).  If there is no other descriptor after all, the connection ends as by a crash: the
+        peer sees no close_notify, and what was sent last may be lost.  Closed already, it stays so.
+        """
+        fd = super().detach()
+        self._forget()
+        if fd >= 0:
+            os.close(fd)
 
     def dup(self) -> NoReturn:
         """Refused: the state after the handshake is in this object."""

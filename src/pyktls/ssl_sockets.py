@@ -394,8 +394,8 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             return
         taken.layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
         self._refusal = None
-        self._tickets = taken.tickets
-        self._sslobj = _Switched(self, taken.sslobj, taken.layer, taken.tickets)
+        self._tickets = taken.handshake.tickets
+        self._sslobj = _Switched(self, taken.sslobj, taken.layer, self._tickets)
         self._layer = taken.layer
 
     def _check_plans(self) -> None:

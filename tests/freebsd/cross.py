@@ -27,6 +27,7 @@ OWN = (
     "abi_linux_check.c",
     "abi_freebsd_check.c",
     "openssl_tap.c",
+    "openssl_apart.c",
 )
 LIMITED = "-DPy_LIMITED_API=0x030B0000"
 

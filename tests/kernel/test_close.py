@@ -19,6 +19,7 @@ import select
 import socket
 import struct
 import time
+import warnings
 
 import pytest
 
@@ -60,7 +61,9 @@ def fill(sock: socket.socket, chunk: int) -> bytes:
     return data[:sent]
 
 
-def what_arrives(end, send_buffer: int, chunk: int, own, other) -> tuple[bytes, bytes, list]:
+def what_arrives(
+    end, send_buffer: int, chunk: int, own, other, timeout: float | None
+) -> tuple[bytes, bytes, list]:
     """Fill a connection, end it by ``end(sock)``, and only then let the peer read."""
     near, far = tls.tcp_pair()
     with far:
@@ -71,28 +74,36 @@ def what_arrives(end, send_buffer: int, chunk: int, own, other) -> tuple[bytes, 
         wire = kernel.Wire(far, other)
         far.settimeout(kernel.TIMEOUT)
         sent = fill(sock, chunk)
+        sock.settimeout(timeout)
 
         def read():
             time.sleep(0.02)
             return wire.recv_all()
 
         with Background(read) as reader:
-            end(sock)
+            held = [sock]
+            del sock
+            end(held)
             received, others = reader.result()
-        kernel.close_quietly(sock)
+        for sock in held:
+            kernel.close_quietly(sock)
     return sent, received, others
 
 
-def end_by_close(sock):
-    sock.close()
+# Each gets a list of the socket, which nobody else holds.
 
 
-def end_by_shutdown(sock):
-    sock.shutdown(socket.SHUT_WR)
+def end_by_close(held):
+    held[0].close()
 
 
-def end_by_unwrap(sock):
+def end_by_shutdown(held):
+    held[0].shutdown(socket.SHUT_WR)
+
+
+def end_by_unwrap(held):
     """Non-blocking: repeated until everything is out; the peer does not answer."""
+    (sock,) = held
     while True:
         try:
             sock.unwrap()
@@ -103,32 +114,72 @@ def end_by_unwrap(sock):
     os.close(sock.detach())
 
 
+def end_by_forgetting(held):
+    """What the collector does when nobody has the socket any more."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        held.clear()
+        gc.collect()
+    assert [w.category for w in caught] == [ResourceWarning]
+
+
+def end_elsewhere(held):
+    """In another process, which got the socket, and after this one has given it up."""
+    near, far = socket.socketpair()
+    with near, far:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                near.close()
+                pyktls.receive_socket(far).close()
+                status = 0
+            finally:
+                os._exit(status)
+        pyktls.send_socket(near, held[0])
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+
+
 def unsent(sock) -> int:
     siocoutq = 0x5411
     return struct.unpack("i", fcntl.ioctl(sock, siocoutq, bytes(4)))[0]
 
 
-def end_by_plain_close(sock):
-    with socket.socket(fileno=sock.detach()) as plain:
+def end_by_plain_close(held):
+    with socket.socket(fileno=held[0].detach()) as plain:
         plain.close()
 
 
-def lost_runs(end) -> list[tuple[int, int, int]]:
+def lost_runs(end, timeout: float | None = 0.0) -> list[tuple[int, int, int]]:
     lost = []
     for number, send_buffer in enumerate(SEND_BUFFERS):
         suite = ONE_OF_EACH[number % 2]
         for chunk in CHUNKS:
             own, other = kernel.sessions(suite)
-            sent, received, others = what_arrives(end, send_buffer, chunk, own, other)
+            sent, received, others = what_arrives(end, send_buffer, chunk, own, other, timeout)
             assert sent.startswith(received)
             if received != sent or others != [CLOSE_NOTIFY]:
                 lost.append((send_buffer, chunk, len(sent) - len(received)))
     return lost
 
 
-@pytest.mark.parametrize("end", [end_by_close, end_by_shutdown, end_by_unwrap])
-def test_all_that_was_sent_arrives_and_ends_with_close_notify(end):
-    assert lost_runs(end) == []
+@pytest.mark.parametrize(
+    ("end", "timeout"),
+    [
+        (end_by_close, None),
+        (end_by_close, 0.0),
+        (end_by_close, 20.0),
+        (end_by_shutdown, None),
+        (end_by_shutdown, 0.0),
+        (end_by_shutdown, 20.0),
+        (end_by_unwrap, 0.0),
+        (end_by_forgetting, 0.0),
+        (end_elsewhere, 0.0),
+    ],
+)
+def test_all_that_was_sent_arrives_and_ends_with_close_notify(end, timeout):
+    assert lost_runs(end, timeout) == []
 
 
 def test_the_same_with_a_plain_close_loses_records():
@@ -149,7 +200,7 @@ def test_what_msg_more_held_back_is_sent_at_the_end(suite, end):
     with wired(suite) as (sock, wire):
         sock.sendall(b"sent, ")
         sock.sendall(b"held back", socket.MSG_MORE)
-        end(sock)
+        end([sock])
         assert wire.recv_all() == (b"sent, held back", [CLOSE_NOTIFY])
 
 
@@ -157,7 +208,7 @@ def test_the_same_with_a_plain_close_loses_what_was_held_back():
     with wired(SUITE) as (sock, wire):
         sock.sendall(b"sent, ")
         sock.sendall(b"held back", socket.MSG_MORE)
-        end_by_plain_close(sock)
+        end_by_plain_close([sock])
         assert wire.recv_all() == (b"sent, ", [])
 
 

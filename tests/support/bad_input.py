@@ -57,18 +57,25 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(pyktls, name)
         for name in (
+            "engine_of",
+            "engines",
             "extract",
             "install",
             "offload",
             "probe",
+            "receive_socket",
+            "send_socket",
             "sockets",
             "status",
             "watch",
+            "wrap_context",
+            "MemoryBIOHandshake",
             "Session",
             "DirectionKeys",
         )
     },
     "CryptoInfo.unpack": linux.CryptoInfo.unpack,
+    "KTLSSocket.from_state": pyktls.KTLSSocket.from_state,
     **{
         f"linux.{name}": function
         for name, function in callables(linux, "").items()
@@ -86,8 +93,10 @@ EXCEPT = {
     "AEAD": "a row of a table, made by nobody else",
     "CipherSuite": "the same",
     "Direction": "an enum",
+    "EngineInfo": "holds what engines gave",
     "Mode": "an enum",
     "Role": "an enum",
+    "SSLSocket": "has no constructor, as ssl.SSLSocket",
     "Status": "holds what status gave",
     "Answer": "holds what probe gave",
     "KernelSupport": "the same",
@@ -102,7 +111,7 @@ METHODS = (
     "recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendall",
     "sendmsg", "sendto", "sendfile", "splice_to", "splice_from", "getpeercert", "pending",
     "cipher", "version", "selected_alpn_protocol", "dup", "settimeout", "setblocking",
-    "update_keys",
+    "update_keys", "export_state",
 )  # fmt: skip
 
 

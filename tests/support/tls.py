@@ -3,6 +3,8 @@
 ``contexts()`` makes a client's and a server's ``SSLContext`` that trust each other, ``connect()``
 makes a handshaken pair of ``SSLSocket`` from them.  All certificates come from one CA, made once.
 The functions at the end reach OpenSSL through ctypes, for what the ssl module does not offer.
+
+``ENGINE`` is the engine that ``pyktls.watch`` takes here.  The tests hold for either.
 """
 
 from __future__ import annotations
@@ -22,17 +24,24 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
 import trustme
 
 import pyktls
+from pyktls.engines import native, portable
 
+from . import hidden_openssl
 from .records import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOST = "localhost"
+ENGINE = next((info.name for info in pyktls.engines() if info.chosen), "none")
 TIMEOUT = 20.0
+needs_native = pytest.mark.skipif(
+    native.why_not() is not None, reason="about the native engine, which cannot work here"
+)
 TLS_1_2 = ssl.TLSVersion.TLSv1_2
 TLS_1_3 = ssl.TLSVersion.TLSv1_3
 
@@ -81,6 +90,7 @@ def contexts(
     cipher: str | None = None,
     *,
     watch: bool = True,
+    engine: str | None = None,
     tickets: int | None = None,
     hello_retry: bool = False,
     client_certificate: bool = False,
@@ -115,8 +125,8 @@ def contexts(
         server.post_handshake_auth = True
         server.verify_mode = ssl.CERT_OPTIONAL
     if watch:
-        pyktls.watch(client)
-        pyktls.watch(server)
+        pyktls.watch(client, engine=engine)
+        pyktls.watch(server, engine=engine)
     return client, server
 
 
@@ -282,14 +292,31 @@ def raw(sock: ssl.SSLSocket) -> Any:
     return super(ssl.SSLSocket, sock)
 
 
+def raw_recv(sock: ssl.SSLSocket, size: int) -> bytes:
+    """Take at most ``size`` bytes off the wire past OpenSSL."""
+    data: bytes = raw(sock).recv(size)
+    _not_of_openssl(sock, read=len(data))
+    return data
+
+
 def raw_recv_exactly(sock: ssl.SSLSocket, size: int) -> bytes:
     """Take ``size`` bytes off the wire past OpenSSL."""
     data = b""
     while len(data) < size:
-        piece = raw(sock).recv(size - len(data))
+        piece = raw_recv(sock, size - len(data))
         assert piece, f"the stream ended after {len(data)} of {size} bytes"
         data += piece
     return data
+
+
+def _not_of_openssl(sock: ssl.SSLSocket, *, written: int = 0, read: int = 0) -> None:
+    """Keep bytes that a test moves out of the portable engine's account.
+
+    It asks the kernel how much has passed, and in earnest nobody but OpenSSL moves any.
+    """
+    state = vars(sock).get(portable._STATE)
+    if state is not None and state.begin is not None:
+        state.begin = state.begin[0] + written, state.begin[1] + read
 
 
 def raw_read_record(sock: ssl.SSLSocket) -> bytes:
@@ -308,6 +335,7 @@ def deliver(sender: ssl.SSLSocket, receiver: ssl.SSLSocket, data: bytes) -> None
     """Put bytes on the wire past OpenSSL, and wait until the other end can read all of them."""
     wanted = unread_bytes(receiver) + len(data)
     raw(sender).sendall(data)
+    _not_of_openssl(sender, written=len(data))
     wait_for_bytes(receiver, wanted)
 
 
@@ -328,7 +356,9 @@ KEY_UPDATE_REQUESTED = 1
 @functools.cache
 def libssl() -> Any:
     """The OpenSSL that ``_ssl`` uses: libssl and libcrypto, by their symbols' names."""
-    library = ctypes.CDLL(_ssl.__file__)
+    library: Any = ctypes.CDLL(_ssl.__file__)
+    if hasattr(library, hidden_openssl.DOOR):
+        library = hidden_openssl.Inside(library)
     library.SSL_CTX_set_ciphersuites.argtypes = ctypes.c_void_p, ctypes.c_char_p
     library.SSL_key_update.argtypes = ctypes.c_void_p, ctypes.c_int
     library.SSL_get_key_update_type.argtypes = (ctypes.c_void_p,)

@@ -44,6 +44,11 @@ def run(script: str) -> str:
     return done.stdout.rstrip("\n")
 
 
+@pytest.fixture(autouse=True)
+def by_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYKTLS_ENGINE", raising=False)
+
+
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
     native.why_not.cache_clear()
@@ -54,7 +59,9 @@ def asked_anew() -> Iterator[None]:
 def test_works_here() -> None:
     # The other engines are for other interpreters: this one has to do on any distribution's.
     assert native.why_not() is None
-    pyktls.watch(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    pyktls.watch(context)
+    assert pyktls.engine_of(context) == "native"
 
 
 def test_import_does_not_look_for_openssl() -> None:
@@ -79,7 +86,9 @@ class TestWhyNot:
         assert native.why_not() == reason
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         with pytest.raises(pyktls.Unavailable, match=f"^{re.escape(UNAVAILABLE + reason)}$"):
-            pyktls.watch(context)
+            pyktls.watch(context, engine="native")
+        pyktls.watch(context)
+        assert pyktls.engine_of(context) == "portable"
 
     def test_another_implementation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "implementation", types.SimpleNamespace(name="pypy"))
@@ -111,7 +120,7 @@ SCRIPT = """
     {change}
     print(native.why_not())
     try:
-        pyktls.watch(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        pyktls.watch(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), engine="native")
     except pyktls.Unavailable as e:
         print(e)
 """

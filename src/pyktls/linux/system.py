@@ -33,6 +33,7 @@ __all__ = [
     "NO_REKEY",
     "attach",
     "can_rekey",
+    "carries",
     "cipher_refusal",
     "cipher_remedy",
     "directions",
@@ -63,6 +64,11 @@ def directions(fd: int) -> Iterator[Direction]:
                 raise
         else:
             yield direction
+
+
+def carries(fd: int, direction: Direction, version: int, aead: AEAD) -> bool:
+    """Whether the keys of a direction that is in the kernel are for this version and cipher."""
+    return get_version_and_cipher(fd, _OPTION[direction]) == (version, _cipher_type(aead))
 
 
 def attach(fd: int) -> None:

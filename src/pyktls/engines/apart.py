@@ -1,0 +1,63 @@
+"""OpenSSL's connection after the switch, apart from its socket.
+
+For the ssl module whose OpenSSL can be reached (the native engine's condition), however the keys
+were read.  ``csrc/openssl_apart.c`` does it.
+"""
+
+from __future__ import annotations
+
+import _ssl
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pyktls._kernel import ffi, lib
+
+from . import native
+
+if TYPE_CHECKING:
+    from pyktls.ciphers import AEAD
+
+__all__ = ["feed", "isolate", "seal", "works"]
+
+
+@functools.cache
+def works() -> bool:
+    """Whether the functions of OpenSSL that are needed here can be reached."""
+    if native.why_not() is not None:
+        return False
+    path = _ssl.__file__.encode(sys.getfilesystemencoding(), "surrogateescape")
+    return bool(lib.pyktls_apart_open(path) == lib.PYKTLS_APART_OK)
+
+
+def isolate(sslobj: Any) -> bool:
+    """Take the socket away from OpenSSL's connection; False if it could not be done."""
+    if not works():
+        return False
+    return bool(lib.pyktls_apart_isolate(native.ssl_pointer(sslobj)) == lib.PYKTLS_APART_OK)
+
+
+def feed(sslobj: Any, records: bytes) -> bool:
+    """Let an isolated connection take in whole records; tells whether it did."""
+    done = lib.pyktls_apart_feed(native.ssl_pointer(sslobj), ffi.from_buffer(records), len(records))
+    return bool(done == lib.PYKTLS_APART_OK)
+
+
+def seal(
+    aead: AEAD, key: bytearray, nonce: bytearray, header: bytes, content: bytes
+) -> bytes | None:
+    """A record's content, encrypted, with its tag; None if OpenSSL has no such cipher."""
+    if not works():
+        return None
+    out = ffi.new("unsigned char[]", len(content) + aead.tag_length)
+    done = lib.pyktls_apart_seal(
+        aead.name.replace("_", "-").encode(),
+        ffi.from_buffer("unsigned char[]", key),
+        ffi.from_buffer("unsigned char[]", nonce),
+        ffi.from_buffer(header),
+        len(header),
+        ffi.from_buffer(content),
+        len(content),
+        out,
+    )
+    return bytes(ffi.buffer(out)) if done == lib.PYKTLS_APART_OK else None
