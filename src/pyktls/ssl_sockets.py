@@ -360,10 +360,6 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         """Make the object as socket.socket does; SocketMethods, which comes first, cannot."""
         return socket.socket.__new__(cls, *arguments, **keywords)
 
-    def __reduce_ex__(self, protocol: Any, /) -> NoReturn:
-        """Refused, as of every socket."""
-        raise InvalidType(f"cannot pickle {type(self).__name__!r} object")
-
     # ---- the switch --------------------------------------------------------------------------
 
     def do_handshake(self, block: bool = False) -> None:
