@@ -353,6 +353,8 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     close_timeout: float = 30.0
 
     _layer: RecordLayer | None = None
+    _sslobj: Any
+    _context: ssl.SSLContext
     _refusal: Exception | None = None
     _tickets: TicketKeeper | None = None
 
@@ -396,7 +398,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     def _check_plans(self) -> None:
         """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
-        if self._context.post_handshake_auth and self.version() == "TLSv1.3":  # type: ignore[attr-defined]
+        if self._context.post_handshake_auth and self.version() == "TLSv1.3":
             raise HandoffRefused(
                 "the context allows client authentication after the handshake, which only OpenSSL "
                 "can do; set post_handshake_auth = False on it if that is not needed"

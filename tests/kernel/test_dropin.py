@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import os
+import pathlib
 import socket
 import ssl
 import tempfile
@@ -43,6 +44,10 @@ def test_with_one_line_changed(name, version, monkeypatch):
         assert status.rx is Mode.SOFTWARE
         assert (status.openssl_tx, status.openssl_rx) == (None, None)  # it is out of it
     assert len(seen.closed) == len(seen.made)
+
+
+READ_TIMED_OUT = r"^The read operation timed out$"
+WRITE_TIMED_OUT = r"^The write operation timed out$"
 
 
 # ---- one connection of pyktls.SSLSocket and ssl.SSLSocket --------------------------------------
@@ -95,7 +100,7 @@ def test_a_handshake_on_the_way_switches_too(version, role, first):
                 assert sock.send(b"first") == 5
             else:
                 sock.settimeout(0.5)
-                with pytest.raises(TimeoutError, match="^The read operation timed out$"):
+                with pytest.raises(TimeoutError, match=READ_TIMED_OUT):
                     sock.recv(1)
                 sock.settimeout(kernel.TIMEOUT)
             handshake.result()
@@ -118,7 +123,7 @@ def test_without_waiting_after_the_switch(version):
             sock.read(1)
         data = pattern(1 << 20)
         sent = 0
-        with pytest.raises(ssl.SSLWantWriteError) as caught:
+        with pytest.raises(ssl.SSLWantWriteError) as caught:  # noqa: PT012
             while True:
                 sent += sock.send(data)
         assert caught.value.errno == ssl.SSL_ERROR_WANT_WRITE
@@ -142,10 +147,14 @@ def test_without_waiting_after_the_switch(version):
 def test_timeouts(version):
     with switched(version) as (sock, peer):
         sock.settimeout(0.05)
-        for call in (lambda: sock.recv(1), lambda: sock.read(1), lambda: sock.recv_into(bytearray(1))):
-            with pytest.raises(TimeoutError, match="^The read operation timed out$"):
+        for call in (
+            lambda: sock.recv(1),
+            lambda: sock.read(1),
+            lambda: sock.recv_into(bytearray(1)),
+        ):
+            with pytest.raises(TimeoutError, match=READ_TIMED_OUT):
                 call()
-        with pytest.raises(TimeoutError, match="^The write operation timed out$"):
+        with pytest.raises(TimeoutError, match=WRITE_TIMED_OUT):  # noqa: PT012
             while True:
                 sock.sendall(bytes(1 << 20))
         peer.close()
@@ -248,7 +257,7 @@ def test_an_alert_is_an_ssl_error(version):
         with pytest.raises(ssl.SSLError) as caught:
             sock.recv(1)
         assert isinstance(caught.value, RecordError)
-        with pytest.raises(ssl.SSLError, match="bad_record_mac|BAD_RECORD_MAC|bad record mac"):
+        with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):  # noqa: PT012
             while peer.recv(100):
                 pass
     with switched(version) as (sock, peer):
@@ -258,7 +267,7 @@ def test_an_alert_is_an_ssl_error(version):
 
 
 def open_files():
-    return set(os.listdir("/proc/self/fd"))
+    return {path.name for path in pathlib.Path("/proc/self/fd").iterdir()}
 
 
 def test_garbage_collection_loses_nothing():
@@ -268,7 +277,7 @@ def test_garbage_collection_loses_nothing():
         with Background(recv_to_end, pair.server) as receiver:
             pair.client.sendall(data)
             number = pair.client.fileno()
-            with pytest.warns(ResourceWarning, match="unclosed"):
+            with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031
                 pair.client = None
                 gc.collect()
             assert receiver.result() == data
@@ -352,7 +361,9 @@ NO_KERNEL_HAS = "AES128-SHA256"  # AES-CBC
 def test_a_cipher_that_the_kernel_has_not(role):
     contexts = wrapped_contexts(tls.TLS_1_2, role, NO_KERNEL_HAS, require=False)
     with tls.connect(*contexts) as pair:
-        sock, peer = (pair.client, pair.server) if role is Role.CLIENT else (pair.server, pair.client)
+        sock, peer = (
+            (pair.client, pair.server) if role is Role.CLIENT else (pair.server, pair.client)
+        )
         status = sock.ktls
         assert not status.tx
         assert not status.rx
@@ -403,7 +414,7 @@ def argument_lists(name, stack):
         os.write(into, PIECE)
         return [(out if name == "splice_from" else into, len(PIECE))]
     if name == "sendfile":
-        file = stack.enter_context(tempfile.TemporaryFile())
+        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         file.write(PIECE)
         file.seek(0)
         return [(file,)]
@@ -415,8 +426,11 @@ def argument_lists(name, stack):
     ]  # fmt: skip
 
 
-@over_versions
-@over_roles
+@pytest.mark.parametrize(
+    ("role", "version"),
+    [(Role.CLIENT, tls.TLS_1_3), (Role.SERVER, tls.TLS_1_2)],
+    ids=["client-TLS1.3", "server-TLS1.2"],
+)
 @pytest.mark.parametrize("name", public_names())
 def test_nothing_wrong_reaches_the_wire(name, role, version):
     """Whatever is called: the peer's records go on without a gap, and so do ours."""

@@ -86,7 +86,7 @@ def main() -> None:
     unittest.defaultTestLoader.loadTestsFromNames(sys.argv[1:], test_ssl).run(results)
     unittest.doModuleCleanups()
     slowest = sorted(results.seconds.items(), key=lambda item: -item[1])[:10]
-    with open(output, "w", encoding="utf-8") as file:
+    with os.fdopen(output, "w", encoding="utf-8") as file:
         json.dump({"results": results.found, **COUNTS, "slowest": dict(slowest)}, file)
 
 

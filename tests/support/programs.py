@@ -24,8 +24,8 @@ import shutil
 import smtplib
 import socket
 import socketserver
-import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import urllib.request
@@ -41,6 +41,7 @@ from .kernel import pattern
 from .mail import ImapHandler, PopHandler
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
     from pyktls import Status
@@ -97,8 +98,6 @@ class _Counted(socketserver.ThreadingMixIn):
     block_on_close = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        import sys  # noqa: PLC0415
-
         error = sys.exception()
         assert error is not None
         self.errors.append(error)
@@ -209,7 +208,9 @@ def urllib3_client(change: Change, version: ssl.TLSVersion) -> None:
 
     def run(port: int) -> None:
         url = f"https://{tls.HOST}:{port}/"
-        with urllib3.PoolManager(ssl_context=change(client), timeout=TIMEOUT, retries=False) as pool:
+        with urllib3.PoolManager(
+            ssl_context=change(client), timeout=TIMEOUT, retries=False
+        ) as pool:
             for method, body in (("GET", None), ("POST", UP)):
                 assert pool.request(method, url, body=body).data == DOWN
             response = pool.request("GET", url + "last", preload_content=False)
@@ -253,7 +254,7 @@ def smtplib_starttls(change: Change, version: ssl.TLSVersion) -> None:
     got: list[bytes] = []
 
     class Keep:
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: ARG002
+        async def handle_DATA(self, _: Any, session: Any, envelope: Any) -> str:  # noqa: N802
             assert session.ssl is not None
             got.append(envelope.content)
             return "250 OK"
@@ -325,7 +326,7 @@ def ftplib_protected(change: Change, version: ssl.TLSVersion) -> None:
         directory.mkdir()
         (directory / "down").write_bytes(DOWN)
         with ftps_server(version, str(directory)) as port:
-            with ftplib.FTP_TLS(context=change(client), timeout=TIMEOUT) as ftp:
+            with ftplib.FTP_TLS(context=change(client), timeout=TIMEOUT) as ftp:  # noqa: S321
                 ftp.connect("127.0.0.1", port)
                 ftp.host = tls.HOST  # the name in the certificate
                 ftp.login("user", "password")
@@ -373,9 +374,7 @@ def poplib_both_ways(change: Change, version: ssl.TLSVersion) -> None:
     for at_once in (True, False):
         with mail_server(PopHandler, server, at_once=at_once) as port:
             if at_once:
-                pop: poplib.POP3 = poplib.POP3_SSL(
-                    tls.HOST, port, context=client, timeout=TIMEOUT
-                )
+                pop: poplib.POP3 = poplib.POP3_SSL(tls.HOST, port, context=client, timeout=TIMEOUT)
             else:
                 pop = poplib.POP3(tls.HOST, port, timeout=TIMEOUT)
                 pop.stls(client)
@@ -419,7 +418,11 @@ def http_server(change: Change, version: ssl.TLSVersion) -> None:
     client, server = contexts(version)
     with https_server(change(server)) as port:
         connection = http.client.HTTPSConnection(tls.HOST, port, context=client, timeout=TIMEOUT)
-        for method, path, body in (("GET", "/file", None), ("POST", "/", UP), ("GET", "/file", None)):
+        for method, path, body in (
+            ("GET", "/file", None),
+            ("POST", "/", UP),
+            ("GET", "/file", None),
+        ):
             connection.request(method, path, body)
             with connection.getresponse() as response:
                 assert response.read() == DOWN
