@@ -388,6 +388,8 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             self._refusal = refusal
             if self.require or getattr(refusal, "dead", False):
                 self.close()
+                if self.fileno() >= 0:  # file objects of makefile() would go on with it
+                    self._real_close()
                 raise _as_failed_handshake(refusal) from refusal
             return
         taken.layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]

@@ -152,6 +152,18 @@ def test_required_of_a_handshake_on_the_way():
         assert pair.server.recv(100) == b""
 
 
+def test_required_while_a_file_object_is_open():
+    pair = tls.wrap_pair(*wrapped(require=True))
+    with pair, kernel.Background(pair.server.do_handshake):
+        file = pair.client.makefile("rwb", buffering=0)
+        with pytest.raises(ssl.SSLError):
+            pair.client.do_handshake()
+        assert pair.client.fileno() == -1
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            file.write(b"never sent")
+        file.close()
+
+
 def test_required_in_wrap_socket():
     client, server = wrapped(require=True)
     near, far = tls.tcp_pair()
