@@ -759,23 +759,23 @@ cdef class SocketMethods:
     methods are to be used.
     """
 
-    def recv(self, bufsize=1024, flags=0, /):
-        """recv(bufsize, flags=0, /)
+    def recv(self, buflen=1024, flags=0):
+        """recv(buflen=1024, flags=0)
         --
 
-        Receive at most bufsize bytes; b"" after the peer's close_notify.
+        Receive at most buflen bytes; b"" after the peer's close_notify.
         """
         cdef Py_ssize_t size
         layer = self._layer
         if layer is None:
-            return super(SocketMethods, self).recv(bufsize, flags)
+            return super(SocketMethods, self).recv(buflen, flags)
         if flags is ZERO and (<Channel?>layer).straight_in:
-            size = small(bufsize)
+            size = small(buflen)
             if size > 0:
                 data = (<Channel>layer).recv(size)
                 if data is not None:
                     return data
-        return layer.recv_slowly(bufsize, flags)
+        return layer.recv_slowly(buflen, flags)
 
     def recv_into(self, buffer, nbytes=0, flags=0):
         """recv_into(buffer, nbytes=0, flags=0)
@@ -803,8 +803,8 @@ cdef class SocketMethods:
                     PyBuffer_Release(&view)
         return layer.recv_into_slowly(buffer, nbytes, flags)
 
-    def send(self, data, flags=0, /):
-        """send(data, flags=0, /)
+    def send(self, data, flags=0):
+        """send(data, flags=0)
         --
 
         Send; returns the number of bytes that the kernel took.
@@ -820,8 +820,8 @@ cdef class SocketMethods:
                 return sent
         return layer.send_slowly(data, flags)
 
-    def sendall(self, data, flags=0, /):
-        """sendall(data, flags=0, /)
+    def sendall(self, data, flags=0):
+        """sendall(data, flags=0)
         --
 
         Send all of data; on an error nothing tells how much of it was sent.

@@ -22,8 +22,11 @@ from .record_layer import NO_WAIT, RecordLayer
 from .socket_calls import getsockopt
 
 __all__ = [
+    "UnreadData",
     "aborts",
+    "await_end",
     "close",
+    "end_sending",
     "finish_in_time",
     "finish_sending",
     "take_in_unseen_records",
@@ -38,16 +41,30 @@ def close(layer: RecordLayer, seconds: float) -> None:
         take_in_unseen_records(layer)
 
 
+class UnreadData(Error):
+    """The peer has sent data that nobody has read, before its close_notify."""
+
+
 def unwrap(layer: RecordLayer) -> None:
     """Send close_notify and wait for the peer's, each as long as the timeout allows.
 
     Raises Error if there is data of the peer that has not been read.
     """
+    end_sending(layer)
+    await_end(layer)
+
+
+def end_sending(layer: RecordLayer) -> None:
+    """The first half of unwrap."""
     with layer.send_lock:
         finish_sending(layer, layer.deadline())
+
+
+def await_end(layer: RecordLayer) -> None:
+    """The second half of unwrap; UnreadData if data comes instead."""
     with layer.receive_lock:
         if layer.receive(memoryview(bytearray(1)), socket.MSG_PEEK, layer.deadline()):
-            raise Error("the peer has sent data that has not been read: receive it first")
+            raise UnreadData("the peer has sent data that has not been read: receive it first")
 
 
 def finish_in_time(layer: RecordLayer, seconds: float, call: str) -> None:

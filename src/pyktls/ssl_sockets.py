@@ -63,7 +63,7 @@ class SSLAlert(TLSAlert, ssl.SSLError):
 
     def __init__(self, level: int, description: int) -> None:
         TLSAlert.__init__(self, level, description)
-        self.args = (ssl.SSL_ERROR_SSL, TLSAlert.__str__(self))
+        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, *self.args)
 
 
 class SSLRecordError(RecordError, ssl.SSLError):
@@ -72,6 +72,34 @@ class SSLRecordError(RecordError, ssl.SSLError):
 
 class SSLTruncationError(TruncationError, ssl.SSLEOFError):
     """A TruncationError that is also an ssl.SSLEOFError."""
+
+
+class SSLUnreadData(Error, ssl.SSLError):
+    """unwrap() met data of the peer; ssl.SSLSocket.unwrap raises an SSLError too."""
+
+
+class SSLHandoffRefused(HandoffRefused, ssl.SSLError):
+    """A HandoffRefused that is also an ssl.SSLError: to a caller, the handshake failed."""
+
+
+class SSLUnavailable(Unavailable, ssl.SSLError):
+    """An Unavailable that is also an ssl.SSLError."""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, message)
+        self.remedy = remedy
+
+
+def _as_failed_handshake(refusal: HandoffRefused | Unavailable) -> ssl.SSLError:
+    """The same, for callers of a handshake.
+
+    A server's accept loop survives OSError, and must survive one client's choice of a cipher.
+    """
+    if isinstance(refusal, Unavailable):
+        return SSLUnavailable(str(refusal), remedy=refusal.remedy)
+    error = SSLHandoffRefused(ssl.SSL_ERROR_SSL, str(refusal))
+    error.dead = refusal.dead
+    return error
 
 
 def _as_ssl_error(error: BaseException, *, writing: bool) -> BaseException:
@@ -219,7 +247,7 @@ class _Switched:
         return self._sock
 
     def verify_client_post_handshake(self) -> NoReturn:
-        raise Unavailable(
+        raise SSLUnavailable(
             "the peer cannot be asked for a certificate any more: the kernel has the connection, "
             "and the transcript that the answer signs is gone with OpenSSL"
         )
@@ -236,6 +264,10 @@ class _Switched:
         if self._tickets is not None:
             return self._tickets.session
         return self._sslobj.session
+
+    @session.setter
+    def session(self, value: Any) -> None:
+        self._sslobj.session = value  # which refuses it: the handshake is done
 
     @property
     def context(self) -> Any:
@@ -275,7 +307,35 @@ _QUESTIONS = frozenset(
 # ---- the socket ------------------------------------------------------------------------------
 
 
-class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
+class _HandshakeFirst(ssl.SSLSocket):
+    """What reads and writes in ssl.SSLSocket, with a handshake of its own before the first byte.
+
+    OpenSSL would make it on the way, and nobody would learn that it is time for the switch.
+    """
+
+    _handshaken = False
+
+    def _shake_hands(self) -> None:
+        if not self._handshaken and self._sslobj is not None:  # type: ignore[attr-defined]
+            self.do_handshake()
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  (ssl's name)
+        """As ssl.SSLSocket.read."""
+        self._shake_hands()
+        return super().read(len, buffer)
+
+    def write(self, data: ReadableBuffer) -> int:
+        """As ssl.SSLSocket.write."""
+        self._shake_hands()
+        return super().write(data)
+
+    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        """As ssl.SSLSocket.send."""
+        self._shake_hands()
+        return super().send(data, flags)
+
+
+class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     """An ssl.SSLSocket that is switched to kernel TLS when its handshake is done.
 
     Made by a context that ``wrap_context`` was called for.  Differences to ssl.SSLSocket once
@@ -293,6 +353,8 @@ class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
     close_timeout: float = 30.0
 
     _layer: RecordLayer | None = None
+    _sslobj: Any
+    _context: ssl.SSLContext
     _refusal: Exception | None = None
     _tickets: TicketKeeper | None = None
 
@@ -309,23 +371,40 @@ class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
         or Unavailable is raised, and the socket closed.
         """
         super().do_handshake(block)
+        self._handshaken = True
         if self._layer is None:
             self._switch()
 
     def _switch(self) -> None:
         try:
+            self._check_plans()
             taken = take_over(self, _SSLRecordLayer)
-        except (HandoffRefused, Unavailable) as e:
-            self._refusal = e
-            if self.require or getattr(e, "dead", False):
+        except (HandoffRefused, Unavailable, OSError) as e:
+            if isinstance(e, OSError):  # of a system call that came before the first key
+                refusal: HandoffRefused | Unavailable = HandoffRefused(f"the kernel refused: {e}")
+                refusal.__cause__ = e
+            else:
+                refusal = e
+            self._refusal = refusal
+            if self.require or getattr(refusal, "dead", False):
                 self.close()
-                raise
+                if self.fileno() >= 0:  # file objects of makefile() would go on with it
+                    self._real_close()
+                raise _as_failed_handshake(refusal) from refusal
             return
         taken.layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
         self._refusal = None
         self._tickets = taken.handshake.tickets
         self._sslobj = _Switched(self, taken.sslobj, taken.layer, self._tickets)
         self._layer = taken.layer
+
+    def _check_plans(self) -> None:
+        """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
+        if self._context.post_handshake_auth and self.version() == "TLSv1.3":
+            raise HandoffRefused(
+                "the context allows client authentication after the handshake, which only OpenSSL "
+                "can do; set post_handshake_auth = False on it if that is not needed"
+            )
 
     @property
     def ktls(self) -> Status:
@@ -366,6 +445,10 @@ class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
     def sendmsg(self, *arguments: Any, **keywords: Any) -> NoReturn:
         """Not there, as in ssl.SSLSocket."""
         raise NotImplementedError(f"sendmsg not allowed on instances of {self.__class__}")
+
+    def sendmsg_afalg(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        """Not there: what it sends would pass by everything here."""
+        raise NotImplementedError(f"sendmsg_afalg not allowed on instances of {self.__class__}")
 
     def sendfile(
         self,
@@ -423,8 +506,13 @@ class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
         """
         if self._layer is None:
             return super().unwrap()
+        with _ssl_errors(writing=True):
+            closing.end_sending(self._layer)
         with _ssl_errors(writing=False):
-            closing.unwrap(self._layer)
+            try:
+                closing.await_end(self._layer)
+            except closing.UnreadData as e:
+                raise SSLUnreadData(ssl.SSL_ERROR_SSL, str(e)) from None
         return self
 
     def shutdown(self, how: int, /) -> None:
@@ -433,7 +521,7 @@ class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
             super().shutdown(how)
             return
         try:
-            if how in (socket.SHUT_WR, socket.SHUT_RDWR):
+            if how in (socket.SHUT_WR, socket.SHUT_RDWR) and not self._layer.is_dead():
                 closing.finish_in_time(
                     self._layer, self.gettimeout() or self.close_timeout, "shutdown"
                 )
@@ -461,6 +549,7 @@ class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
             closing.close(layer, self.gettimeout() or self.close_timeout)
         finally:
             layer.fd = -1
+            self._sslobj = None
             socket.socket._real_close(self)  # type: ignore[attr-defined]  # noqa: SLF001
             self._forget()
 
@@ -471,9 +560,11 @@ class SSLSocket(_records.SocketMethods, ssl.SSLSocket):
             self._tickets.wipe()
 
     def __del__(self) -> None:
-        if self._layer is not None and self.fileno() >= 0 and not sys.is_finalizing():
+        if self._layer is None:
+            super().__del__()  # type: ignore[misc]  # of socket.socket, which closes it
+        elif self.fileno() >= 0 and not sys.is_finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, Error):
                 self.close()
 
 

@@ -62,6 +62,41 @@ def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
     assert "tx=<Mode.SOFTWARE: 'software'>" in output
 
 
+def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    content = bytes(range(256)) * 4096
+    (tmp_path / "file.bin").write_bytes(content)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = example("pyktls.wrap_context", "sendfile")
+    assert "4434" in code
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code.replace("4434", str(port))],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # the server's log
+        text=True,
+    )
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.configure_trust(context)
+        with context.wrap_socket(connect(port), server_hostname="localhost") as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            received = b"".join(iter(lambda: client.recv(65536), b""))
+        assert process.stdout is not None
+        said = process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK\r\n")
+    assert body == content
+    assert "tx=<Mode.SOFTWARE: 'software'>, rx=<Mode.SOFTWARE: 'software'>" in said
+
+
 def test_the_example_by_hand() -> None:
     code = example("tls12_crypto_info_aes_gcm_128")
     done = subprocess.run(

@@ -1,0 +1,500 @@
+"""pyktls.wrap_context on a real kernel: programs with one line changed, and each call of ssl's."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import pathlib
+import socket
+import ssl
+import tempfile
+
+import pytest
+
+import pyktls
+from pyktls import HandoffRefused, Mode, RecordError, Role, TruncationError
+from support import kernel, programs, tls
+from support.kernel import (
+    Background,
+    both_ways,
+    pattern,
+    recv_exactly,
+    recv_to_end,
+    wait_readable,
+)
+from support.programs import PROGRAMS
+
+over_versions = pytest.mark.parametrize(
+    "version", kernel.OPENSSL_VERSIONS.values(), ids=kernel.VERSION_NAMES.values()
+)
+
+
+@over_versions
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_with_one_line_changed(name, version, monkeypatch):
+    seen = programs.Watcher(monkeypatch)
+    PROGRAMS[name](pyktls.wrap_context, version)
+    assert seen.made
+    for status in (*seen.made, *seen.closed):
+        assert status.refusal is None
+        assert (status.ulp, status.version) == ("tls", version)
+        assert status.tx is Mode.SOFTWARE
+        assert status.rx is Mode.SOFTWARE
+        assert (status.openssl_tx, status.openssl_rx) == (None, None)  # it is out of it
+    assert len(seen.closed) == len(seen.made)
+
+
+READ_TIMED_OUT = r"^The read operation timed out$"
+WRITE_TIMED_OUT = r"^The write operation timed out$"
+
+
+# ---- one connection of pyktls.SSLSocket and ssl.SSLSocket --------------------------------------
+
+
+over_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.name.lower())
+
+
+def wrapped_contexts(version, role=Role.CLIENT, cipher=None, *, require=True, **knobs):
+    """A client's and a server's context; that of ``role`` is wrapped, the other untouched."""
+    client, server = tls.contexts(version, cipher, watch=False, **knobs)
+    pyktls.wrap_context(client if role is Role.CLIENT else server, require)
+    return client, server
+
+
+@contextlib.contextmanager
+def switched(version=tls.TLS_1_3, role=Role.CLIENT, cipher=None, **knobs):
+    """``(pyktls.SSLSocket, ssl.SSLSocket)`` with a handshake behind them."""
+    with tls.connect(*wrapped_contexts(version, role, cipher, **knobs)) as pair:
+        ours, peer = pair.ends()[0] if role is Role.CLIENT else pair.ends()[1]
+        peer.suppress_ragged_eofs = False
+        yield ours, peer
+
+
+def assert_on(sock):
+    status = sock.ktls
+    assert status.refusal is None
+    assert (status.ulp, status.tx, status.rx) == ("tls", Mode.SOFTWARE, Mode.SOFTWARE)
+    assert (status.openssl_tx, status.openssl_rx) == (None, None)
+
+
+@over_versions
+@over_roles
+def test_a_handshake_without_waiting_switches_too(version, role):
+    with switched(version, role) as (sock, peer):  # tls.connect does not block
+        assert_on(sock)
+        both_ways(sock, peer)
+
+
+@over_versions
+@over_roles
+@pytest.mark.parametrize("first", ["send", "recv"])
+def test_a_handshake_on_the_way_switches_too(version, role, first):
+    """ssl lets the first read or write make the handshake; require holds there as well."""
+    pair = tls.wrap_pair(*wrapped_contexts(version, role))
+    with pair:
+        (sock, peer) = pair.ends()[0] if role is Role.CLIENT else pair.ends()[1]
+        with Background(peer.do_handshake) as handshake:
+            if first == "send":
+                assert sock.send(b"first") == 5
+            else:
+                sock.settimeout(0.5)
+                with pytest.raises(TimeoutError, match=READ_TIMED_OUT):
+                    sock.recv(1)
+                sock.settimeout(kernel.TIMEOUT)
+            handshake.result()
+        if first == "send":
+            assert recv_exactly(peer, 5) == b"first"
+        assert_on(sock)
+        both_ways(sock, peer)
+
+
+@over_versions
+def test_without_waiting_after_the_switch(version):
+    with switched(version) as (sock, peer):
+        sock.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError) as caught:
+            sock.recv(1)
+        assert caught.value.errno == ssl.SSL_ERROR_WANT_READ
+        with pytest.raises(ssl.SSLWantReadError):
+            sock.recv_into(bytearray(1))
+        with pytest.raises(ssl.SSLWantReadError):
+            sock.read(1)
+        data = pattern(1 << 20)
+        sent = 0
+        with pytest.raises(ssl.SSLWantWriteError) as caught:  # noqa: PT012
+            while True:
+                sent += sock.send(data)
+        assert caught.value.errno == ssl.SSL_ERROR_WANT_WRITE
+        with pytest.raises(ssl.SSLWantWriteError):
+            sock.unwrap()  # there is no room for close_notify either
+        whole, rest = divmod(sent, len(data))
+        received = recv_exactly(peer, sent)
+        assert whole == 0 or received[: len(data)] == data
+        assert received[-rest:] == data[:rest] or not rest
+        sock.settimeout(kernel.TIMEOUT)
+        both_ways(sock, peer)
+        sock.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            sock.unwrap()
+        peer.unwrap()
+        sock.settimeout(kernel.TIMEOUT)
+        assert sock.unwrap() is sock
+
+
+@over_versions
+def test_timeouts(version):
+    with switched(version) as (sock, peer):
+        sock.settimeout(0.05)
+        for call in (
+            lambda: sock.recv(1),
+            lambda: sock.read(1),
+            lambda: sock.recv_into(bytearray(1)),
+        ):
+            with pytest.raises(TimeoutError, match=READ_TIMED_OUT):
+                call()
+        with pytest.raises(TimeoutError, match=WRITE_TIMED_OUT):  # noqa: PT012
+            while True:
+                sock.sendall(bytes(1 << 20))
+        peer.close()
+        sock.settimeout(kernel.TIMEOUT)
+
+
+@over_versions
+@over_roles
+def test_file_objects(version, role):
+    pair = tls.wrap_pair(*wrapped_contexts(version, role))
+    with pair:
+        (sock, peer) = pair.ends()[0] if role is Role.CLIENT else pair.ends()[1]
+        before = sock.makefile("rwb")
+        tls.together(pair.client.do_handshake, pair.server.do_handshake, pair)
+        assert_on(sock)
+        after = sock.makefile("r", encoding="ascii")
+        peer.sendall(b"one line\nand\n")
+        assert before.readline() == b"one line\n"
+        assert before.readline() == b"and\n"
+        before.write(b"answer")
+        before.flush()
+        assert recv_exactly(peer, 6) == b"answer"
+        peer.sendall(b"another\n")
+        assert after.readline() == "another\n"
+        sock.close()  # the files have it still
+        assert sock.fileno() >= 0
+        peer.sendall(b"more\n")
+        assert before.readline() == b"more\n"
+        before.close()
+        after.close()
+        assert sock.fileno() < 0
+        assert peer.recv(1) == b""
+
+
+@over_versions
+@pytest.mark.parametrize("suppress", [True, False])
+def test_ragged_ends(version, suppress):
+    client, server = wrapped_contexts(version)
+    near, far = tls.tcp_pair()
+    with (
+        client.wrap_socket(
+            near,
+            server_hostname=tls.HOST,
+            suppress_ragged_eofs=suppress,
+            do_handshake_on_connect=False,
+        ) as sock,
+        server.wrap_socket(far, server_side=True, do_handshake_on_connect=False) as peer,
+    ):
+        pair = tls.Pair(sock, peer)
+        tls.together(sock.do_handshake, peer.do_handshake, pair)
+        peer.sendall(b"data")
+        peer.shutdown(socket.SHUT_WR)  # of TCP alone
+        assert recv_exactly(sock, 4) == b"data"
+        buffer = bytearray(1)
+        calls = {
+            b"": (lambda: sock.recv(1), lambda: sock.read(1)),
+            0: (lambda: sock.recv_into(buffer), lambda: sock.read(1, buffer)),
+        }
+        for _ in range(2):
+            for ended, ways in calls.items():
+                for call in ways:
+                    if suppress:
+                        assert call() == ended
+                        continue
+                    with pytest.raises(ssl.SSLEOFError) as caught:
+                        call()
+                    assert isinstance(caught.value, TruncationError)
+                    assert caught.value.errno == ssl.SSL_ERROR_EOF
+
+
+@over_versions
+@over_roles
+def test_unwrap_on_both_ends(version, role):
+    with switched(version, role) as (sock, peer):
+        with Background(peer.unwrap) as other:
+            assert sock.unwrap() is sock
+            plain = other.result()
+        plain.close()
+        with pytest.raises(BrokenPipeError):
+            sock.send(b"in plain?")
+        assert sock.recv(1) == b""
+
+
+@over_versions
+def test_unwrap_with_data_unread(version):
+    with switched(version) as (sock, peer):
+        peer.sendall(b"unread")
+        wait_readable(sock)
+        with pytest.raises(ssl.SSLError, match="has not been read") as caught:
+            sock.unwrap()
+        assert isinstance(caught.value, pyktls.Error)
+        assert recv_exactly(sock, 6) == b"unread"
+
+
+@over_versions
+def test_an_alert_is_an_ssl_error(version):
+    with switched(version) as (sock, peer):
+        sock.sendall(b"x")
+        tls.raw(peer).sendall(b"\x17\x03\x03\x00\x20" + bytes(32))  # no record of this connection
+        with pytest.raises(ssl.SSLError) as caught:
+            sock.recv(1)
+        assert isinstance(caught.value, RecordError)
+        with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):  # noqa: PT012
+            while peer.recv(100):
+                pass
+    with switched(version) as (sock, peer):
+        tls.raw(sock).send(b"a plain send")  # becomes a record, of the kernel's
+        peer.settimeout(kernel.TIMEOUT)
+        assert recv_exactly(peer, 12) == b"a plain send"
+
+
+def open_files():
+    return {path.name for path in pathlib.Path("/proc/self/fd").iterdir()}
+
+
+def test_garbage_collection_loses_nothing():
+    with tls.connect(*wrapped_contexts(tls.TLS_1_3)) as pair:
+        pair.server.suppress_ragged_eofs = False
+        data = pattern(300_000)
+        with Background(recv_to_end, pair.server) as receiver:
+            pair.client.sendall(data)
+            number = pair.client.fileno()
+            with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031
+                pair.client = None
+                gc.collect()
+            assert receiver.result() == data
+        assert str(number) not in open_files()
+        pair.client = pair.server  # for what closes the pair
+
+
+@over_versions
+@over_roles
+def test_after_close_everything_is_as_in_ssl(version, role):
+    """The same call on a closed socket of ssl's gives the same class of error, or the result."""
+    client, server = tls.contexts(version, watch=False)
+    with tls.connect(client, server) as plain, switched(version, role) as (sock, _):
+        other = plain.client if role is Role.CLIENT else plain.server
+        sock.close()
+        other.close()
+        calls = {
+            "recv": (1,), "recv_into": (bytearray(1),), "read": (1,), "send": (b"x",),
+            "sendall": (b"x",), "write": (b"x",), "pending": (), "cipher": (), "version": (),
+            "getpeercert": (), "selected_alpn_protocol": (), "unwrap": (), "shutdown": (2,),
+            "compression": (), "shared_ciphers": (), "get_channel_binding": (), "close": (),
+            "getpeername": (), "fileno": (), "makefile": (), "recvmsg": (1,), "dup": (),
+            "sendmsg": ([b"x"],), "recvfrom": (1,), "sendto": (b"x", ("127.0.0.1", 1)),
+        }  # fmt: skip
+        for name, arguments in calls.items():
+            assert outcome(sock, name, arguments) == outcome(other, name, arguments), name
+        for name in ("session", "session_reused", "context"):
+            assert type(getattr(sock, name)) is type(getattr(other, name))
+
+
+def outcome(sock, name, arguments):
+    try:
+        result = getattr(sock, name)(*arguments)
+    except Exception as e:  # noqa: BLE001  (that is the question)
+        base = next(c for c in type(e).__mro__ if c.__module__ in ("builtins", "ssl"))
+        return base, getattr(e, "errno", None)
+    return result if isinstance(result, int | str | bytes) else type(result)
+
+
+@over_versions
+def test_the_next_connection_resumes(version):
+    """With a ticket that came when the kernel had the connection already (TLS 1.3)."""
+    contexts = wrapped_contexts(version)
+    with tls.connect(*contexts) as pair:
+        assert_on(pair.client)
+        both_ways(pair.client, pair.server)  # the tickets are read on the way
+        session = pair.client.session
+        assert session is not None
+        assert session.has_ticket
+        with pytest.raises(ValueError, match="after handshake"):
+            pair.client.session = session
+    with tls.connect(*contexts, session=session) as pair:
+        assert_on(pair.client)
+        assert pair.client.session_reused
+        assert pair.server.session_reused
+        both_ways(pair.client, pair.server)
+
+
+@over_versions
+def test_a_context_that_sni_callback_chooses(version):
+    client, server = wrapped_contexts(version, Role.SERVER)
+    other = tls.server_context()
+    names = []
+
+    def choose(sock, name, _):
+        names.append(name)
+        sock.context = other
+
+    server.sni_callback = choose
+    with tls.connect(client, server) as pair:
+        assert names == [tls.HOST]
+        assert pair.server.context is other
+        assert_on(pair.server)
+        both_ways(pair.client, pair.server)
+
+
+NO_KERNEL_HAS = "AES128-SHA256"  # AES-CBC
+
+
+@over_roles
+def test_a_cipher_that_the_kernel_has_not(role):
+    contexts = wrapped_contexts(tls.TLS_1_2, role, NO_KERNEL_HAS, require=False)
+    with tls.connect(*contexts) as pair:
+        sock, peer = (
+            (pair.client, pair.server) if role is Role.CLIENT else (pair.server, pair.client)
+        )
+        status = sock.ktls
+        assert not status.tx
+        assert not status.rx
+        assert isinstance(status.refusal, HandoffRefused | pyktls.Unavailable)
+        both_ways(sock, peer)
+        with pytest.raises(pyktls.Unavailable) as caught:
+            sock.update_keys()
+        assert caught.value.__cause__ is status.refusal
+
+
+def test_the_accept_loop_of_a_server_survives_that_cipher():
+    """With require: that client is refused, the next one served."""
+    client, server = wrapped_contexts(tls.TLS_1_2, Role.SERVER, NO_KERNEL_HAS)
+    good, _ = tls.contexts(tls.TLS_1_2, watch=False)
+    server.set_ciphers("DEFAULT:@SECLEVEL=0")
+    echo = programs.TCPServer(("127.0.0.1", 0), programs.Echo)
+    echo.socket = server.wrap_socket(echo.socket, server_side=True)
+    with programs.serving(echo) as port:
+        for context in (client, good):
+            tcp = socket.create_connection(("127.0.0.1", port), kernel.TIMEOUT)
+            with context.wrap_socket(tcp, server_hostname=tls.HOST) as sock:
+                if context is client:
+                    assert sock.recv(1) == b""
+                    continue
+                sock.sendall(b"4\ndata")
+                assert recv_exactly(sock, 4) == b"data"
+                sock.unwrap()
+
+
+# ---- OpenSSL and the descriptor ----------------------------------------------------------------
+
+
+TERMINAL = {"close", "unwrap", "shutdown", "detach"}
+SENDING = {"send", "sendall", "write", "sendfile", "splice_from"}
+PIECE = b"data"
+
+
+def public_names():
+    return sorted(name for name in dir(pyktls.SSLSocket) if not name.startswith("_"))
+
+
+def argument_lists(name, stack):
+    """Arguments that some method may be right with, for methods that nobody knew of too."""
+    if name in ("splice_to", "splice_from"):
+        out, into = os.pipe()
+        stack.callback(os.close, out)
+        stack.callback(os.close, into)
+        os.write(into, PIECE)
+        return [(out if name == "splice_from" else into, len(PIECE))]
+    if name == "sendfile":
+        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        file.write(PIECE)
+        file.seek(0)
+        return [(file,)]
+    where = ("127.0.0.1", 9)
+    return [
+        (), (PIECE,), (8,), (bytearray(8),), ([PIECE],), ([bytearray(8)],), (PIECE, 0), (where,),
+        (PIECE, where), (PIECE, 0, where), (8, bytearray(8)), ([PIECE], [], 0, where), (None,),
+        (False,), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), ("rwb",), ([PIECE], 8),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("role", "version"),
+    [(Role.CLIENT, tls.TLS_1_3), (Role.SERVER, tls.TLS_1_2)],
+    ids=["client-TLS1.3", "server-TLS1.2"],
+)
+@pytest.mark.parametrize("name", public_names())
+def test_nothing_wrong_reaches_the_wire(name, role, version):
+    """Whatever is called: the peer's records go on without a gap, and so do ours."""
+    with switched(version, role) as (sock, peer), contextlib.ExitStack() as stack:
+        peer.settimeout(kernel.TIMEOUT)
+        if name in TERMINAL:
+            descriptor = sock.fileno()
+            with contextlib.suppress(OSError):
+                peer.setblocking(False)
+                call_terminal(sock, name)
+            peer.settimeout(kernel.TIMEOUT)
+            if name == "detach":
+                os.close(descriptor)
+                with pytest.raises(ssl.SSLEOFError):
+                    peer.recv(1)
+            else:
+                assert peer.recv(1) == b""  # close_notify: ragged ends raise
+            return
+        for arguments in argument_lists(name, stack):
+            sock.settimeout(0.05)
+            with contextlib.suppress(Exception):
+                member = getattr(sock, name)
+                if callable(member):
+                    result = member(*arguments)
+                    if isinstance(result, io.IOBase):
+                        result.close()
+        sock.settimeout(kernel.TIMEOUT)
+        marker = b"<and on>"
+        sock.sendall(marker)
+        received = b""
+        while not received.endswith(marker):
+            piece = peer.recv(1 << 16)
+            assert piece
+            received += piece
+        before = received.removesuffix(marker)
+        if name in SENDING:
+            assert before
+            assert before.replace(PIECE, b"").strip(b"\0") == b""
+        else:
+            assert before == b""
+        assert_on(sock)
+        both_ways(peer, sock)
+
+
+def call_terminal(sock, name):
+    sock.settimeout(0.2)
+    getattr(sock, name)(*((socket.SHUT_WR,) if name == "shutdown" else ()))
+
+
+@over_versions
+@over_roles
+def test_openssl_cannot_reach_the_connection(version, role):
+    with switched(version, role) as (sock, peer):
+        inner = sock._sslobj._sslobj
+        peer.sendall(b"for the kernel")
+        wait_readable(sock)
+        for call in (
+            lambda: inner.write(b"to nobody"),
+            lambda: inner.read(100),
+            inner.do_handshake,
+            inner.verify_client_post_handshake,
+            inner.shutdown,
+        ):
+            with contextlib.suppress(OSError):
+                call()
+        assert recv_exactly(sock, 14) == b"for the kernel"
+        both_ways(sock, peer)
