@@ -504,7 +504,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         Returns a socket as ssl.SSLSocket.unwrap does.  Once the kernel has the connection that is
         this socket itself, and nothing more can be sent over it.
         """
-        if self._layer is None:
+        if self._layer is None or self._sslobj is None:  # the latter when it is closed
             return super().unwrap()
         with _ssl_errors(writing=True):
             closing.end_sending(self._layer)
