@@ -15,9 +15,24 @@ import tempfile
 import pytest
 
 import pyktls
-from pyktls import HandoffRefused, InvalidType, InvalidValue, Unavailable, ssl_sockets
+from pyktls import HandoffRefused, InvalidType, InvalidValue, Unavailable, ssl_sockets, takeover
+from pyktls.lowlevel import lib
 from support import kernel, programs, tls
+from support.own_kernel import has_kernel_tls
 from support.programs import PROGRAMS
+
+# Where the kernel has TLS (Linux's, FreeBSD's, or the fake of that) it is made to refuse.
+REFUSING = lib.pyktls_system() == lib.PYKTLS_FREEBSD or has_kernel_tls()
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel_tls(monkeypatch):
+    def refuses(*_, **__):
+        raise Unavailable("this kernel offers no TLS")
+
+    if REFUSING:
+        monkeypatch.setattr(takeover, "install_fd", refuses)
+
 
 over_versions = pytest.mark.parametrize(
     "version", [tls.TLS_1_2, tls.TLS_1_3], ids=["TLS1.2", "TLS1.3"]
