@@ -58,31 +58,51 @@ T = TypeVar("T")
 # ---- errors ----------------------------------------------------------------------------------
 
 
-class SSLAlert(TLSAlert, ssl.SSLError):
-    """A TLSAlert that is also an ssl.SSLError."""
+# OpenSSL's SSLError has these two attributes, and so must ours.
+class _Reasoned:
+    library: Any = None
+    reason: Any = None
+
+
+# Alerts that were in SSL 3.0 already (RFC 6101 section 5.4), which OpenSSL names after that.
+_SSL_3_ALERTS = frozenset((0, 10, 20, 30, 40, 41, 42, 43, 44, 45, 46, 47))
+
+
+class SSLAlert(_Reasoned, TLSAlert, ssl.SSLError):
+    """A TLSAlert that is also an ssl.SSLError; ``reason`` is OpenSSL's name of it."""
+
+    library = "SSL"
 
     def __init__(self, level: int, description: int) -> None:
         TLSAlert.__init__(self, level, description)
         ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, *self.args)
+        version = "SSLV3" if description in _SSL_3_ALERTS else "TLSV1"
+        self.reason = f"{version}_ALERT_{self.name.upper()}"
 
 
-class SSLRecordError(RecordError, ssl.SSLError):
+class SSLRecordError(_Reasoned, RecordError, ssl.SSLError):
     """A RecordError that is also an ssl.SSLError."""
 
 
-class SSLTruncationError(TruncationError, ssl.SSLEOFError):
+class SSLTruncationError(_Reasoned, TruncationError, ssl.SSLEOFError):
     """A TruncationError that is also an ssl.SSLEOFError."""
 
+    library = "SSL"
+    reason = "UNEXPECTED_EOF_WHILE_READING"
 
-class SSLUnreadData(Error, ssl.SSLError):
+
+class SSLUnreadData(_Reasoned, Error, ssl.SSLError):
     """unwrap() met data of the peer; ssl.SSLSocket.unwrap raises an SSLError too."""
 
+    library = "SSL"
+    reason = "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"
 
-class SSLHandoffRefused(HandoffRefused, ssl.SSLError):
+
+class SSLHandoffRefused(_Reasoned, HandoffRefused, ssl.SSLError):
     """A HandoffRefused that is also an ssl.SSLError: to a caller, the handshake failed."""
 
 
-class SSLUnavailable(Unavailable, ssl.SSLError):
+class SSLUnavailable(_Reasoned, Unavailable, ssl.SSLError):
     """An Unavailable that is also an ssl.SSLError."""
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
@@ -102,18 +122,22 @@ def _as_failed_handshake(refusal: HandoffRefused | Unavailable) -> ssl.SSLError:
     return error
 
 
+def _want(*, writing: bool) -> ssl.SSLError:
+    error: ssl.SSLError = (
+        ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)")
+        if writing
+        else ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)")
+    )
+    error.library = error.reason = None  # type: ignore[assignment]
+    return error
+
+
 def _as_ssl_error(error: BaseException, *, writing: bool) -> BaseException:
     match error:
         case ssl.SSLError():
             return error
         case BlockingIOError():
-            if writing:
-                return ssl.SSLWantWriteError(
-                    ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)"
-                )
-            return ssl.SSLWantReadError(
-                ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)"
-            )
+            return _want(writing=writing)
         case TimeoutError():
             return TimeoutError(f"The {'write' if writing else 'read'} operation timed out")
         case TLSAlert(level=level, description=description):
@@ -246,7 +270,9 @@ class _Switched:
         self._sock.unwrap()
         return self._sock
 
-    def verify_client_post_handshake(self) -> NoReturn:
+    def verify_client_post_handshake(self) -> None:
+        if not self._sock.server_side or self._sslobj.version() != "TLSv1.3":
+            self._sslobj.verify_client_post_handshake()  # which refuses it, in its own words
         raise SSLUnavailable(
             "the peer cannot be asked for a certificate any more: the kernel has the connection, "
             "and the transcript that the answer signs is gone with OpenSSL"
@@ -504,7 +530,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         Returns a socket as ssl.SSLSocket.unwrap does.  Once the kernel has the connection that is
         this socket itself, and nothing more can be sent over it.
         """
-        if self._layer is None:
+        if self._layer is None or self._sslobj is None:  # the latter when it is closed
             return super().unwrap()
         with _ssl_errors(writing=True):
             closing.end_sending(self._layer)

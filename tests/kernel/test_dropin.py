@@ -36,14 +36,23 @@ over_versions = pytest.mark.parametrize(
 def test_with_one_line_changed(name, version, monkeypatch):
     seen = programs.Watcher(monkeypatch)
     PROGRAMS[name](pyktls.wrap_context, version)
-    assert seen.made
-    for status in (*seen.made, *seen.closed):
-        assert status.refusal is None
-        assert (status.ulp, status.version) == ("tls", version)
-        assert status.tx is Mode.SOFTWARE
-        assert status.rx is Mode.SOFTWARE
-        assert (status.openssl_tx, status.openssl_rx) == (None, None)  # it is out of it
     assert len(seen.closed) == len(seen.made)
+    refused = [status for status in seen.made if status.refusal is not None]
+    if name == "ftplib_protected":
+        # A server that sends a short file and closes at once may be done before the client is;
+        # no kernel takes such a connection.
+        assert all("no longer established" in str(status.refusal) for status in refused)
+        assert len(seen.made) - len(refused) >= 2  # the control connection, the upload
+    else:
+        assert refused == []
+    on = [status for status in (*seen.made, *seen.closed) if status.refusal is None]
+    for status in on:
+        assert (status.ulp, status.version) == ("tls", version)
+        # Of a connection that the peer has closed sock_diag tells nothing; the socket itself does.
+        assert status.tx in (Mode.SOFTWARE, Mode.KERNEL)
+        assert status.rx in (Mode.SOFTWARE, Mode.KERNEL)
+        assert (status.openssl_tx, status.openssl_rx) == (None, None)  # it is out of it
+    assert any(status.tx is status.rx is Mode.SOFTWARE for status in on)
 
 
 READ_TIMED_OUT = r"^The read operation timed out$"

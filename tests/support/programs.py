@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 __all__ = ["PROGRAMS", "Watcher"]
 
 TIMEOUT = 30.0
-SIZE = 600_001
+SIZE = 200_001
 DOWN, UP = pattern(SIZE, 1), pattern(SIZE, 2)
 #: A mail of some size, in lines that need no quoting.
-MAIL = b"Subject: test\r\n\r\n" + b"".join(b"line %07d of the mail\r\n" % i for i in range(9000))
+MAIL = b"Subject: test\r\n\r\n" + b"".join(b"line %07d of the mail\r\n" % i for i in range(3000))
 
 
 class Watcher:

@@ -6,10 +6,12 @@ import pytest
 
 from support import cpython_ssl
 from support.own_kernel import has_kernel_tls
+from support.systems import linux_only
 
 FAILS, PASSES, SKIPPED = "Traceback: it failed", "ok", "skipped: not here"
 
 
+@linux_only
 @pytest.mark.skipif(not cpython_ssl.are_there(), reason="this Python has no test.test_ssl")
 @pytest.mark.skipif(has_kernel_tls(), reason="tests/kernel/test_cpython_ssl.py runs here")
 def test_cpythons_tests_in_user_space():

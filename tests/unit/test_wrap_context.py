@@ -15,9 +15,24 @@ import tempfile
 import pytest
 
 import pyktls
-from pyktls import HandoffRefused, InvalidType, InvalidValue, Unavailable, ssl_sockets
+from pyktls import HandoffRefused, InvalidType, InvalidValue, Unavailable, ssl_sockets, takeover
+from pyktls.lowlevel import lib
 from support import kernel, programs, tls
+from support.own_kernel import has_kernel_tls
 from support.programs import PROGRAMS
+
+# Where the kernel has TLS (Linux's, FreeBSD's, or the fake of that) it is made to refuse.
+REFUSING = lib.pyktls_system() == lib.PYKTLS_FREEBSD or has_kernel_tls()
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel_tls(monkeypatch):
+    def refuses(*_, **__):
+        raise Unavailable("this kernel offers no TLS")
+
+    if REFUSING:
+        monkeypatch.setattr(takeover, "install_fd", refuses)
+
 
 over_versions = pytest.mark.parametrize(
     "version", [tls.TLS_1_2, tls.TLS_1_3], ids=["TLS1.2", "TLS1.3"]
@@ -324,8 +339,14 @@ def test_asyncio_with_the_same_context():
 
 @pytest.mark.parametrize("writing", [False, True])
 def test_errors_are_ssls_as_well(writing):
+    reasons = {
+        "the peer sent the fatal alert handshake_failure (40)": "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        "the peer sent the fatal alert unknown_ca (48)": "TLSV1_ALERT_UNKNOWN_CA",
+        "cut": "UNEXPECTED_EOF_WHILE_READING",
+    }
     cases = [
         (pyktls.TLSAlert(2, 40), ssl.SSLError, pyktls.TLSAlert, ssl.SSL_ERROR_SSL),
+        (pyktls.TLSAlert(2, 48), ssl.SSLError, pyktls.TLSAlert, ssl.SSL_ERROR_SSL),
         (pyktls.RecordError("broken"), ssl.SSLError, pyktls.RecordError, ssl.SSL_ERROR_SSL),
         (pyktls.TruncationError("cut"), ssl.SSLEOFError, pyktls.TruncationError, ssl.SSL_ERROR_EOF),
     ]
@@ -335,6 +356,8 @@ def test_errors_are_ssls_as_well(writing):
         assert isinstance(caught.value, ours)
         assert caught.value.errno == number
         assert str(caught.value) == str(error)
+        assert caught.value.library in ("SSL", None)
+        assert caught.value.reason == reasons.get(str(error))
         again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
         assert (type(again), str(again)) == (type(caught.value), str(error))
 
