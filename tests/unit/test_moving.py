@@ -50,6 +50,7 @@ from pyktls.connection_state import HEAD_SIZE, LARGEST_STATE, ConnectionState
 from pyktls.sockets import Handshake
 from support import tls
 from support.probing import open_descriptors
+from support.systems import linux_only
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 
@@ -332,6 +333,7 @@ def test_a_close_timeout_that_is_none(value):
             sock.export_state()
 
 
+@linux_only  # where a plain socket takes such a record, and sends nothing
 @on_tls
 def test_an_answer_that_is_due_needs_the_secrets():
     """Where there was no room to send it; here because a plain socket sends no control record."""
@@ -661,9 +663,9 @@ def test_from_state_asks_the_kernel(good):
             with pytest.raises((HandoffRefused, OSError)) as caught:
                 KTLSSocket.from_state(good, fd)
             text = str(caught.value)
-            assert "the kernel does no TLS" in text or "getsockopt(SOL_TLS" in text, what
+            assert "the kernel does no TLS" in text or "getsockopt(" in text, what
             os.fstat(fd)
-        with pytest.raises(OSError, match=r"getsockopt\(SOL_TLS"):
+        with pytest.raises(OSError, match=r"getsockopt\("):
             KTLSSocket.from_state(good, 999_999)
 
 
