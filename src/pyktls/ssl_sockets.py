@@ -69,15 +69,17 @@ _SSL_3_ALERTS = frozenset((0, 10, 20, 30, 40, 41, 42, 43, 44, 45, 46, 47))
 
 
 class SSLAlert(_Reasoned, TLSAlert, ssl.SSLError):
-    """A TLSAlert that is also an ssl.SSLError; ``reason`` is OpenSSL's name of it."""
+    """A TLSAlert that is also an ssl.SSLError, with OpenSSL's name of it and OpenSSL's words."""
 
     library = "SSL"
 
     def __init__(self, level: int, description: int) -> None:
         TLSAlert.__init__(self, level, description)
-        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, *self.args)
-        version = "SSLV3" if description in _SSL_3_ALERTS else "TLSV1"
-        self.reason = f"{version}_ALERT_{self.name.upper()}"
+        version = "sslv3" if description in _SSL_3_ALERTS else "tlsv1"
+        name = f"{version}_alert_{self.name}"
+        self.reason = name.upper()
+        text = f"[SSL: {self.reason}] {name.replace('_', ' ')}: {self.args[0]}"
+        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, text)
 
 
 class SSLRecordError(_Reasoned, RecordError, ssl.SSLError):

@@ -50,7 +50,7 @@ def priority(setting: Setting) -> str:
 class CliEnd(PipeEnd):
     def check_close(self) -> None:
         self.program.finish()
-        assert self.program.wait_for_log(SAW_CLOSE), NOT_SEEN
+        assert self.program.wait_for_log(SAW_CLOSE, after="FINISHED"), NOT_SEEN
 
     def hang_up(self) -> None:
         self.program.end_input()

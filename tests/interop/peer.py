@@ -287,10 +287,16 @@ class Program:
         ended = f" (exit status {status})" if status else ""
         return self.words() + ended
 
-    def wait_for_log(self, pattern: str, times: int = 1) -> bool:
-        """Whether it says something so many times, in a while."""
+    def _said_after(self, marker: str) -> str:
+        if not marker:
+            return self.log()
+        _, found, rest = self.log().rpartition(marker)
+        return rest if found else ""
+
+    def wait_for_log(self, pattern: str, times: int = 1, *, after: str = "") -> bool:
+        """Whether it says something so many times, in a while; ``after`` it last said that."""
         deadline = time.monotonic() + 10.0
-        while len(re.findall(pattern, self.log())) < times:
+        while len(re.findall(pattern, self._said_after(after))) < times:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)

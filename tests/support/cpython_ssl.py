@@ -38,7 +38,7 @@ def compare(results: dict[str, str], differences: dict[str, str]) -> list[str]:
     """What is not as the list says; empty if all is."""
     wrong = []
     for name, result in results.items():
-        if result.startswith("skipped: "):
+        if result.startswith("skipped: ") or name in LIST["races"]:
             continue
         if result == "ok" and name in differences:
             wrong.append(f"{name} passes; the list says: {differences[name]}")

@@ -164,7 +164,8 @@ def test_required_of_a_handshake_on_the_way():
             pair.client.send(b"never sent")
         assert isinstance(caught.value, HandoffRefused | Unavailable)
         server.result()
-        assert pair.server.recv(100) == b""
+        with contextlib.suppress(ConnectionResetError):  # as the tickets are unread
+            assert pair.server.recv(100) == b""
 
 
 def test_required_while_a_file_object_is_open():
@@ -306,9 +307,10 @@ def test_garbage_collection():
         with pytest.warns(ResourceWarning, match=r"unclosed .*SSLSocket"):  # noqa: PT031
             pair.client = None
             gc.collect()
-        with pytest.raises(ssl.SSLEOFError):  # closed, as ssl closes
-            pair.server.recv(1)
         pair.client = pair.server
+        # Closed, as ssl closes; by a reset, as the tickets are unread.
+        with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+            pair.server.recv(1)
 
 
 def test_asyncio_with_the_same_context():
@@ -355,11 +357,14 @@ def test_errors_are_ssls_as_well(writing):
             raise error
         assert isinstance(caught.value, ours)
         assert caught.value.errno == number
-        assert str(caught.value) == str(error)
+        assert str(caught.value).endswith(str(error))
         assert caught.value.library in ("SSL", None)
         assert caught.value.reason == reasons.get(str(error))
         again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
-        assert (type(again), str(again)) == (type(caught.value), str(error))
+        assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+    with pytest.raises(ssl.SSLError) as caught, ssl_sockets._ssl_errors(writing=writing):
+        raise pyktls.TLSAlert(2, 48)
+    assert str(caught.value).startswith("[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca: ")
 
 
 # ---- what there is in ssl ----------------------------------------------------------------------
