@@ -47,7 +47,7 @@ RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 
 # Send buffers from 1 to 68 KB, where the end of a record seldom meets the end of the buffer.
 SEND_BUFFERS = [1024 + i * 4200 for i in range(17)]
-CHUNKS = (1000, 7777, 20_000)
+CHUNKS = (4000, 7777, 20_000)
 
 
 def fill(sock: socket.socket, chunk: int) -> bytes:
