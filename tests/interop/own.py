@@ -48,8 +48,8 @@ class OwnEnd(PythonEnd):
 
     def key_update(self, sock: socket.socket, *, request: bool) -> None:
         try:
-            self.sock.send_key_update(request=request)  # type: ignore[attr-defined]
-        except AttributeError as e:
+            self.sock.update_keys(request_peer=request)  # type: ignore[attr-defined]
+        except pyktls.Unavailable as e:
             raise Refused(str(e)) from None
 
 

@@ -31,7 +31,7 @@ KNOWN_REFUSALS = {
     ("curl", Feature.KEY_UPDATE): "unknown",
     ("nginx", Feature.KEY_UPDATE): "unknown directive",
     ("nginx KTLS", Feature.KEY_UPDATE): "unknown directive",
-    ("pyktls", Feature.KEY_UPDATE): "no attribute",
+    ("pyktls", Feature.KEY_UPDATE): "cannot be changed",  # Linux before 6.14
     # With OpenSSL 3.0 and 3.1 it tells of new keys, and goes on with the old ones.
     ("s_server -ktls", Feature.KEY_UPDATE): "Python's ssl in our place",
     ("s_client -ktls", Feature.KEY_UPDATE): "Python's ssl in our place",
