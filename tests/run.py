@@ -1,11 +1,14 @@
 """Runs the whole suite: on this machine what any kernel can run, the rest on real kernels.
 
-    python -m tests.run [--kernel NAME|PATH ...] [--no-host] [--jobs N] [PYTEST ARGUMENTS]
+    python -m tests.run [--kernel NAME|PATH ...] [--everything] [--no-host] [--jobs N]
+                        [PYTEST ARGUMENTS]
 
 If this machine's own kernel has TLS the kernel tests run here, unless kernels are named; otherwise
 in the lab, on each of its kernels, and the tests of a kernel without TLS in the lab's kernel
 without the module.  The lab runs as many kernels at once as there are processors (--jobs); the
-output of each comes when it has ended.  Ends with one line for each part.  A kernel test that was
+output of each comes when it has ended.  What differs little from kernel to kernel and takes long in
+the emulator (ON_ONE_KERNEL, the peers) runs on the last of them only, unless --everything is said.
+Ends with one line for each part.  A kernel test that was
 skipped, or a part that ran no test, is a failure: nothing is left out silently.
 """
 
@@ -32,6 +35,8 @@ KERNELS = ("6.1", "6.12", "7.3")
 WITHOUT_TLS = "6.12-notls"
 DEFECTIVE = "6.1-main"
 HOST = "this machine"
+# Arguments thrown at random, of which tests/unit has many more; CPython's own tests of ssl.
+ON_ONE_KERNEL = ("tests/kernel/test_bad_input.py", "tests/kernel/test_cpython_ssl.py")
 TIMEOUT = 3600.0
 PRINTING = threading.Lock()
 
@@ -113,7 +118,7 @@ def read_counts(report: pathlib.Path) -> dict[str, int]:
     return counts
 
 
-def plan(kernels: list[str], *, host: bool) -> list[Part]:
+def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
     parts = []
     if host:
         parts.append(Part("unit", HOST, ("tests/unit",), skips_allowed=True))
@@ -122,10 +127,14 @@ def plan(kernels: list[str], *, host: bool) -> list[Part]:
         parts.append(Part("FreeBSD", HOST, ("tests/unit", "tests/freebsd"), skips_allowed=True))
     has_tls = has_kernel_tls()
     chosen = kernels or ([HOST] if has_tls else KERNELS)
-    # The peers' programs are slow in the emulator, and differ with the kernel in little: one kernel
-    # here, all of them with `make peers`.
-    parts.append(Part("peers", chosen[-1], ("tests/interop",)))
-    parts.extend(Part("kernel", kernel, ("tests/kernel",)) for kernel in chosen)
+    last = chosen[-1]
+    left_out = () if everything else tuple(f"--ignore={path}" for path in ON_ONE_KERNEL)
+    for kernel in chosen:
+        parts.append(
+            Part("kernel", kernel, ("tests/kernel", *(() if kernel == last else left_out)))
+        )
+        if everything or kernel == last:
+            parts.append(Part("peers", kernel, ("tests/interop",)))
     absent = WITHOUT_TLS if has_tls or kernels else HOST
     parts.append(Part("kernel without TLS", absent, ("tests/kernel_absent",)))
     if not has_tls and not kernels:
@@ -139,11 +148,12 @@ def plan(kernels: list[str], *, host: bool) -> list[Part]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kernel", action="append", default=[], metavar="NAME|PATH")
+    parser.add_argument("--everything", action="store_true", help="on every kernel")
     parser.add_argument("--no-host", action="store_true", help="only the kernel tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
     options, arguments = parser.parse_known_args()
     RESULTS.mkdir(exist_ok=True)
-    parts = plan(options.kernel, host=not options.no_host)
+    parts = plan(options.kernel, host=not options.no_host, everything=options.everything)
     guests = [part for part in parts if part.kernel != HOST]
     with ThreadPoolExecutor(options.jobs) as pool:
         for part in parts:
