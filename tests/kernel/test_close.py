@@ -66,7 +66,7 @@ def what_arrives(
     end, send_buffer: int, chunk: int, own, other, timeout: float | None
 ) -> tuple[bytes, bytes, list]:
     """Fill a connection, end it by ``end(sock)``, and only then let the peer read."""
-    near, far = tls.tcp_pair()
+    near, far = tls.tcp_pair(tls.ORDINARY_MSS)
     with far:
         with near:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

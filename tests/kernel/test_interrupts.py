@@ -131,7 +131,7 @@ def test_a_handler_that_raises_ends_sendall_within_the_data(suite):
 def test_a_partial_send_is_continued_and_never_repeated(suite, size):
     """A full buffer may hold half of a record: send counts it, and the kernel sends the rest."""
     own, other = kernel.sessions(suite)
-    near, far = tls.tcp_pair()
+    near, far = tls.tcp_pair(tls.ORDINARY_MSS)
     data = pattern(400_000)
     with near, far:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)

@@ -17,6 +17,7 @@ import pytest
 
 from pyktls import Error, RecordError, Role, TLSAlert, TruncationError
 from pyktls.ciphers import TLS_1_2, TLS_1_3
+from pyktls.closing import UnreadData
 from support import kernel, tls
 from support.kernel import (
     ONE_OF_EACH,
@@ -596,7 +597,7 @@ def test_unwrap_does_not_throw_away_unread_data(suite):
         wire.send_data(b"unread")
         with pytest.raises(Error) as caught:
             sock.unwrap()
-        assert type(caught.value) is Error
+        assert type(caught.value) is UnreadData
         assert str(caught.value) == (
             "the peer has sent data that has not been read: receive it first"
         )

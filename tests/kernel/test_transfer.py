@@ -46,7 +46,7 @@ def pipe():
 def keyed():
     """A socket with keys in the kernel that nobody but the kernel looks after, and its peer."""
     own, other = kernel.sessions(kernel.suite(TLS_1_3))
-    near, far = tls.tcp_pair()
+    near, far = tls.tcp_pair(tls.ORDINARY_MSS)
     with near, far:
         pyktls.install(near, own)
         near.settimeout(None)

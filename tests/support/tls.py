@@ -143,10 +143,24 @@ def set_suite(context: ssl.SSLContext, version: ssl.TLSVersion, cipher: str) -> 
 # ---- connections -----------------------------------------------------------------------------
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected TCP sockets with a timeout, so that no mistake of a test hangs."""
+#: Bytes in a segment of an ordinary network.  The loopback interface has 65483: with buffers no
+#: larger than that a window may open too little for a segment, and nothing moves until TCP's persist
+#: timer, which doubles each time, has run.
+ORDINARY_MSS = 1400
+
+
+def tcp_pair(mss: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Two connected TCP sockets with a timeout, so that no mistake of a test hangs.
+
+    ``mss`` is the most that they put into a segment.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname(), TIMEOUT)
+        near = socket.socket()
+        if mss is not None:
+            for sock in (listener, near):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
+        near.settimeout(TIMEOUT)
+        near.connect(listener.getsockname())
         far, _ = listener.accept()
     far.settimeout(TIMEOUT)
     for sock in (near, far):  # small records, one after the other: do not collect them
