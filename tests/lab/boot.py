@@ -35,7 +35,8 @@ from .tools import require, require_all, search_path
 
 DEFAULT_MEMORY = "2G"
 DEFAULT_CPUS = 2
-BOOT_ATTEMPTS = 2
+# Seen: a kernel with two processors that dies at 3 s, of an int3 that it was just patching away.
+BOOT_ATTEMPTS = 3
 BOOT_TIMEOUT = 300.0  # it takes 10 s; much more on a busy machine, and with icount
 
 # What the command sees of the host's environment. Add to it with `env=` or `--env`.
@@ -93,7 +94,7 @@ def run(
 
     Output appears on this process's stdout and stderr, or all of it in `output`. Raises LabError if
     the lab cannot do it. An emulated machine on a busy one does not always come up: a guest that
-    did not get as far as to start the command is booted once more.
+    did not get as far as to start the command is booted again.
     """
     require_all()
     with obtain(kernel) as found:
@@ -107,7 +108,7 @@ def run(
                 if attempt + 1 == BOOT_ATTEMPTS:
                     raise
                 say(f"{kernel}: {error}")
-                say(f"{kernel}: booting once more")
+                say(f"{kernel}: booting again")
     raise AssertionError("the loop ends by return or raise")
 
 

@@ -144,8 +144,8 @@ def set_suite(context: ssl.SSLContext, version: ssl.TLSVersion, cipher: str) -> 
 
 
 #: Bytes in a segment of an ordinary network.  The loopback interface has 65483: with buffers no
-#: larger than that a window may open too little for a segment, and nothing moves until TCP's persist
-#: timer, which doubles each time, has run.
+#: larger than that a window may open too little for a segment, and nothing moves until TCP's
+#: persist timer, which doubles each time, has run.
 ORDINARY_MSS = 1400
 
 
