@@ -41,7 +41,6 @@ here are old; ``Session.has_moved`` notices, and ``pyktls.install`` asks.
 
 from __future__ import annotations
 
-import _ssl
 import ssl
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -232,6 +231,6 @@ def ssl_object(ssl_sock: ssl.SSLSocket) -> Any:
     sslobj = ssl_sock._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
     if sslobj is None:
         raise HandoffRefused("the socket has no TLS session: it is not connected, or unwrapped")
-    if type(sslobj) is not _ssl._SSLSocket:  # type: ignore[attr-defined]  # noqa: SLF001
+    if not native.is_openssls(sslobj):
         raise HandoffRefused("OpenSSL does not have the connection any more: the kernel has it")
     return sslobj

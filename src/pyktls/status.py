@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _ssl
 import enum
 import errno
 import socket
@@ -96,9 +95,8 @@ def status(sock: socket.socket) -> Status:
     ask = _ask_freebsd if lib.pyktls_system() == lib.PYKTLS_FREEBSD else _ask_linux
     found = ask(sock)
     sslobj = getattr(sock, "_sslobj", None) if isinstance(sock, ssl.SSLSocket) else None
-    # A pyktls.SSLSocket whose connection has left OpenSSL has something else there.
-    known = type(sslobj) is _ssl._SSLSocket  # type: ignore[attr-defined]  # noqa: SLF001
-    openssl = native.openssl_ktls(sslobj) if known else None
+    # None too for what a pyktls.SSLSocket has there once its connection has left OpenSSL.
+    openssl = native.openssl_ktls(sslobj)
     if openssl is None:
         return found
     return replace(found, openssl_tx=openssl[0], openssl_rx=openssl[1])

@@ -223,3 +223,12 @@ def test_openssl_is_the_one_that_ssl_uses() -> None:
     pointer = native._context_pointer(context)
     assert lib.pyktls_tap_context_options(pointer) == int(context.options)
     assert int(ffi.cast("uintptr_t", pointer)) == tls.context_pointer(context)
+
+
+@pytest.mark.parametrize("thing", [None, object(), 3, "_ssl._SSLSocket", ssl.MemoryBIO()])
+def test_what_only_stands_in_the_place_of_openssls_object(thing: object) -> None:
+    """Its memory holds no pointer to follow."""
+    for ask in (native.ssl_pointer, native.progress, native.leave, native.extract):
+        with pytest.raises(pyktls.Unavailable, match="no OpenSSL connection in a"):
+            ask(thing)
+    assert native.openssl_ktls(thing) is None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "extract",
+    "is_openssls",
     "leave",
     "openssl_ktls",
     "progress",
@@ -55,8 +56,15 @@ def _pointer_at(obj: object, offset: int) -> Any:
     return ffi.cast("void **", id(obj) + offset)[0]
 
 
+def is_openssls(sslobj: object) -> bool:
+    """Whether it is a ``_ssl._SSLSocket``, and nothing that stands in the place of one."""
+    return type(sslobj) is _ssl._SSLSocket  # type: ignore[attr-defined]  # noqa: SLF001
+
+
 def ssl_pointer(sslobj: object) -> Any:
     """The ``SSL *`` of a ``_ssl._SSLSocket``; Unavailable if it is not found where it should be."""
+    if not is_openssls(sslobj):  # whose memory would be taken for a pointer
+        raise Unavailable(f"there is no OpenSSL connection in a {type(sslobj).__name__}")
     pointer = _pointer_at(sslobj, _SSL_OFFSET)
     owner = ffi.cast("void *", id(sslobj))
     if pointer == ffi.NULL or not lib.pyktls_tap_owned_by(pointer, owner):
@@ -166,7 +174,7 @@ def openssl_ktls(sslobj: object) -> tuple[bool, bool] | None:
 
     These are the answers of BIO_get_ktls_send and BIO_get_ktls_recv.
     """
-    if why_not() is not None:
+    if why_not() is not None or not is_openssls(sslobj):
         return None
     with _Snapshot(sslobj) as seen:
         return bool(seen.ktls_send), bool(seen.ktls_recv)
@@ -180,4 +188,4 @@ def progress(sslobj: object) -> tuple[int, int]:
 
 def leave(sslobj: object) -> None:
     """Let OpenSSL forget the connection in good order, without a byte on the wire."""
-    lib.pyktls_tap_leave(_pointer_at(sslobj, _SSL_OFFSET))
+    lib.pyktls_tap_leave(ssl_pointer(sslobj))
