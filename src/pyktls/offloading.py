@@ -8,7 +8,7 @@ from .errors import HandoffRefused
 from .handoff import leave, tcp_socket
 from .record_layer import RecordLayer
 from .sockets import KTLSSocket
-from .takeover import take_over
+from .takeover import Handshake, extract_checked, take_over
 
 if TYPE_CHECKING:
     import ssl
@@ -35,8 +35,10 @@ def offload(source: ssl.SSLSocket | MemoryBIOHandshake) -> KTLSSocket:
         raise HandoffRefused(
             "file objects made by makefile() are open on the socket, and may hold data: close them"
         )
-    taken = take_over(source, RecordLayer)
+    session = extract_checked(source)
+    handshake = Handshake.of(source)
+    layer = take_over(source, session, RecordLayer)
     timeout = tcp.gettimeout()
-    sock = KTLSSocket._from_layer(taken.layer, leave(source), taken.handshake)  # noqa: SLF001
+    sock = KTLSSocket(session, leave(source), handshake=handshake, layer=layer)
     sock.settimeout(timeout)
     return sock

@@ -67,9 +67,11 @@ from .socket_calls import getsockopt
 from .switch import rekey_fd, system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from .resumption import TicketKeeper
 
 __all__ = ["NO_WAIT", "RecordLayer"]
 
@@ -93,7 +95,7 @@ class RecordLayer(_records.Channel):
 
     ``fd`` and ``timeout`` are the descriptor and the timeout of the socket that this belongs to;
     it keeps them up to date.  ``leftover`` is what OpenSSL had decrypted and nobody has read yet.
-    ``on_ticket`` is called with the body of each NewSessionTicket.
+    ``tickets`` gets each NewSessionTicket, and its secrets are wiped with the others.
     """
 
     def __init__(
@@ -102,15 +104,15 @@ class RecordLayer(_records.Channel):
         fd: int,
         timeout: float | None = None,
         *,
-        on_ticket: Callable[[bytes], None] | None = None,
+        tickets: TicketKeeper | None = None,
     ) -> None:
         self.session = session
+        self.tickets = tickets
         self.post = PostHandshake(session.version, session.role)
         self.receive_error: Error | OSError | None = None
         self.receive_ended = False  # close_notify was received
         self.send_ended = False  # close_notify was sent, or nothing may be sent any more
         self._leftover = b""
-        self._on_ticket = on_ticket
         self._process = os.getpid()
         self.fd = fd
         self.timeout = timeout
@@ -142,6 +144,8 @@ class RecordLayer(_records.Channel):
         self.end_sending()
         self.leftover = b""
         self.session.wipe()
+        if self.tickets is not None:
+            self.tickets.wipe()
 
     def go_on(
         self, post: PostHandshake, leftover: bytes, *, reading_data: bool, send_ended: bool
@@ -430,8 +434,8 @@ class RecordLayer(_records.Channel):
                     self.straight_out = False
                     self._answer_if_free()
             case TicketReceived(body):
-                if self._on_ticket is not None:
-                    self._on_ticket(body)
+                if self.tickets is not None:
+                    self.tickets.add(body)
 
     # ---- receiving: what ends it -------------------------------------------------------------
 

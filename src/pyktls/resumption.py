@@ -77,6 +77,8 @@ class TicketKeeper:
         self._tickets: deque[bytes] = deque(maxlen=_MOST_TICKETS)
         self._lock = threading.Lock()
         self._usable = session.version == TLS_1_3 and apart.works()
+        if not self._usable:  # TLS 1.2 has all its tickets in the handshake
+            self._keys.wipe()
 
     def isolate(self) -> None:
         """Take the socket away from OpenSSL; from then on tickets can be given to it."""

@@ -59,22 +59,20 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         return socket.socket.__new__(cls)
 
     def __init__(
-        self, session: Session, fileno: int, *, handshake: Handshake | None = None
+        self,
+        session: Session,
+        fileno: int,
+        *,
+        handshake: Handshake | None = None,
+        layer: RecordLayer | None = None,
     ) -> None:
         # Set before anything can fail: __del__ runs on a half-made object too.
-        self._layer = RecordLayer(session, -1)
-        self._layer.end_sending()
+        self._layer = RecordLayer(session, -1) if layer is None else layer
         self.close_timeout: float = 30.0
         self._handshake = handshake
         super().__init__(fileno=fileno)
-        self._layer = RecordLayer(session, fileno, self.gettimeout())
-
-    @classmethod
-    def _from_layer(cls, layer: RecordLayer, fileno: int, handshake: Handshake) -> Self:
-        """Make the socket of a layer that exists already."""
-        self = cls(layer.session, fileno, handshake=handshake)
-        self._layer = layer
-        return self
+        self._layer.fd = fileno
+        self._layer.timeout = self.gettimeout()
 
     # ---- what the connection is --------------------------------------------------------------
 
@@ -108,7 +106,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
 
         Tickets that have been received since the switch count.  None where there is none (yet).
         """
-        tickets = self._handshake.tickets if self._handshake else None
+        tickets = self._layer.tickets
         return tickets.session if tickets else None
 
     def pending(self) -> int:
@@ -281,9 +279,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         if layer.fd >= 0 and not layer.receive_error:
             with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
                 layer.answer(_records.Deadline(NO_WAIT))
-        own = self._handshake
-        handshake = None if own is None else (own.alpn, own.peer, own.peer_der)
-        state = snapshot(layer, handshake, self.close_timeout, secrets=secrets)
+        state = snapshot(layer, self._handshake, self.close_timeout, secrets=secrets)
         try:
             return state.pack()
         finally:
@@ -305,7 +301,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         try:
             fd = arguments.integer("fileno", fileno, 0, 2**31 - 1, bounds="a file descriptor")
             check_kernel(fd, made.suite)
-            handshake = None if made.handshake is None else Handshake.moved(*made.handshake)
+            handshake = None if made.handshake is None else Handshake(*made.handshake)
             sock = cls(session_of(made, fd), fd, handshake=handshake)
         finally:
             made.wipe()
@@ -338,7 +334,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
                 f"{self.pending()} bytes that OpenSSL had decrypted are still to be read"
             )
         fd = super().detach()
-        self._forget()
+        self._layer.forget()
         return fd
 
     def abandon(self) -> None:
@@ -350,7 +346,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         peer sees no close_notify, and what was sent last may be lost.  Closed already, it stays so.
         """
         fd = super().detach()
-        self._forget()
+        self._layer.forget()
         if fd >= 0:
             os.close(fd)
 
@@ -366,17 +362,12 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         finally:
             layer.fd = -1
             super()._real_close(*args)  # type: ignore[misc]
-            self._forget()
+            self._layer.forget()
 
     def _disown(self) -> None:
         """Forget the descriptor without a word to the peer: it stays somebody else's."""
         super().detach()
-        self._forget()
-
-    def _forget(self) -> None:
         self._layer.forget()
-        if self._handshake and self._handshake.tickets:
-            self._handshake.tickets.wipe()
 
     def __del__(self) -> None:
         if self.fileno() >= 0 and not sys.is_finalizing():

@@ -37,17 +37,16 @@ from .errors import (
     TruncationError,
     Unavailable,
 )
-from .handoff import watch
+from .handoff import release, watch
 from .record_layer import RecordLayer
 from .status import Status, status
-from .takeover import take_over
+from .takeover import extract_checked, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from _typeshed import ReadableBuffer
 
-    from .resumption import TicketKeeper
     from .socket_calls import HasFileno
 
 __all__ = ["SSLSocket", "wrap_context"]
@@ -230,14 +229,11 @@ class _SSLRecordLayer(RecordLayer):
 class _Switched:
     """What takes the place of ``_sslobj`` once the kernel has the connection."""
 
-    def __init__(
-        self, sock: SSLSocket, sslobj: Any, layer: RecordLayer, tickets: TicketKeeper | None
-    ) -> None:
+    def __init__(self, sock: SSLSocket, sslobj: Any, layer: RecordLayer) -> None:
         # Weakly: the socket owns this, and is to go as soon as nobody has it any more.
         self._reference = weakref.ref(sock)
         self._sslobj = sslobj
         self._layer = layer
-        self._tickets = tickets
 
     @property
     def _sock(self) -> SSLSocket:
@@ -289,8 +285,8 @@ class _Switched:
 
     @property
     def session(self) -> Any:
-        if self._tickets is not None:
-            return self._tickets.session
+        if self._layer.tickets is not None:
+            return self._layer.tickets.session
         return self._sslobj.session
 
     @session.setter
@@ -384,7 +380,6 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     _sslobj: Any
     _context: ssl.SSLContext
     _refusal: Exception | None = None
-    _tickets: TicketKeeper | None = None
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Make the object as socket.socket does; SocketMethods, which comes first, cannot."""
@@ -406,7 +401,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     def _switch(self) -> None:
         try:
             self._check_plans()
-            taken = take_over(self, _SSLRecordLayer)
+            layer = take_over(self, extract_checked(self), _SSLRecordLayer)
         except (HandoffRefused, Unavailable, OSError) as e:
             if isinstance(e, OSError):  # of a system call that came before the first key
                 refusal: HandoffRefused | Unavailable = HandoffRefused(f"the kernel refused: {e}")
@@ -420,11 +415,11 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
                     self._real_close()
                 raise _as_failed_handshake(refusal) from refusal
             return
-        taken.layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
+        release(self)
+        layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
         self._refusal = None
-        self._tickets = taken.handshake.tickets
-        self._sslobj = _Switched(self, taken.sslobj, taken.layer, self._tickets)
-        self._layer = taken.layer
+        self._sslobj = _Switched(self, self._sslobj, layer)
+        self._layer = layer
 
     def _check_plans(self) -> None:
         """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
@@ -565,7 +560,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
                 f"{self.pending()} bytes that OpenSSL had decrypted are still to be read"
             )
         fd = super().detach()
-        self._forget()
+        self._layer.forget()
         return fd
 
     def _real_close(self) -> None:
@@ -579,13 +574,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             layer.fd = -1
             self._sslobj = None
             socket.socket._real_close(self)  # type: ignore[attr-defined]  # noqa: SLF001
-            self._forget()
-
-    def _forget(self) -> None:
-        if self._layer is not None:
-            self._layer.forget()
-        if self._tickets is not None:
-            self._tickets.wipe()
+            layer.forget()
 
     def __del__(self) -> None:
         if self._layer is None:

@@ -142,7 +142,7 @@ def test_rubbish_in_the_place_of_a_ticket_harms_nothing():
     with switched(client, server) as (sock, peer, _):
         both_ways(peer, sock)
         good = sock.session
-        keeper = sock._handshake.tickets
+        keeper = sock._layer.tickets
         keeper.add(b"rubbish")
         assert sock.session is not None
         keeper.add(b"more of it")
@@ -155,7 +155,7 @@ def test_a_closed_socket_has_no_keys_left():
     prepare("offload", client)
     with switched(client, server) as (sock, peer, _):
         both_ways(peer, sock)
-        keeper = sock._handshake.tickets
+        keeper = sock._layer.tickets
         peer.close()
         sock.close()
         assert not keeper._keys.key

@@ -47,7 +47,7 @@ from pyktls import (
 from pyktls._records import Lock
 from pyktls.ciphers import SUITES, TLS_1_2, TLS_1_3
 from pyktls.connection_state import HEAD_SIZE, LARGEST_STATE, ConnectionState
-from pyktls.sockets import Handshake
+from pyktls.takeover import Handshake
 from support import tls
 from support.probing import open_descriptors
 from support.systems import linux_only
@@ -131,7 +131,7 @@ def certificate_of(sock):
     client.set_alpn_protocols(["h2"])
     server.set_alpn_protocols(["h2"])
     with tls.connect(client, server) as pair:
-        sock._handshake = Handshake(pair.client)
+        sock._handshake = Handshake.of(pair.client)
     assert sock.selected_alpn_protocol() == "h2"
     assert sock.getpeercert()["subjectAltName"] == (("DNS", tls.HOST),)
 

@@ -378,6 +378,6 @@ def test_every_attribute_of_openssls_object_is_accounted_for():
 
 
 def test_what_openssls_object_has_not():
-    switched = ssl_sockets._Switched(None.__class__, None, None, None)
+    switched = ssl_sockets._Switched(None.__class__, None, None)
     with pytest.raises(AttributeError, match="ask is not available once the kernel has"):
         switched.ask  # noqa: B018
