@@ -578,11 +578,17 @@ cdef class Channel:
         cdef Wait wait = self._wait
         return deadline_of(&wait)
 
-    cpdef bint note_data(self, int record_type, Py_ssize_t received, int msg_flags, bint peeked):
+    def note_data(self, int record_type, Py_ssize_t received, int msg_flags, bint peeked):
         """Whether a read returned application data; also remembers where it stopped.
 
         FreeBSD tells the type only with the first part of a record that is read in parts.
         """
+        return self.is_data(record_type, received, msg_flags, peeked)
+
+    # These two are not cpdef: each call would look for a method in Python that overrides it.
+    cdef bint is_data(
+        self, int record_type, Py_ssize_t received, int msg_flags, bint peeked
+    ) noexcept:
         cdef bint rest = (
             self._reading_data and record_type == PYKTLS_NO_RECORD_TYPE and received > 0
         )
@@ -624,7 +630,7 @@ cdef class Channel:
             iov.iov_base = PyBytes_AsString(room)
             iov.iov_len = <size_t>size
             received = self.read(&iov, &wait, &record_type, &msg_flags)
-            if received > 0 and self.note_data(record_type, received, msg_flags, False):
+            if received > 0 and self.is_data(record_type, received, msg_flags, False):
                 if received == size:
                     return room
                 # What shortens it in place is not in the stable ABI.
@@ -649,7 +655,7 @@ cdef class Channel:
             iov.iov_base = memory
             iov.iov_len = <size_t>size
             received = self.read(&iov, &wait, &record_type, &msg_flags)
-            if received > 0 and self.note_data(record_type, received, msg_flags, False):
+            if received > 0 and self.is_data(record_type, received, msg_flags, False):
                 return received
             return self._recv_into_after_other(
                 buffer, size, received, record_type, msg_flags, deadline_of(&wait)
@@ -657,8 +663,11 @@ cdef class Channel:
         finally:
             self.receive_lock.give()
 
-    cdef bint count(self, Py_ssize_t size, unsigned long long pieces) noexcept:
+    def count(self, Py_ssize_t size, unsigned long long pieces):
         """Count the records of a send before it; False if there may be too many."""
+        return self.counts(size, pieces)
+
+    cdef bint counts(self, Py_ssize_t size, unsigned long long pieces) noexcept:
         cdef unsigned long long records = self.records_sent + pieces
         records += <unsigned long long>(size >> FULL_RECORD_BITS)
         if records > self.next_count:
@@ -681,7 +690,7 @@ cdef class Channel:
             try:
                 if view.len == 0:
                     return 0  # no such record can be sent, and none is needed
-                if not self.count(view.len, 1):
+                if not self.counts(view.len, 1):
                     return -1
                 if everything:
                     transmit_all(self.fd, view.buf, <size_t>view.len, flags, &wait)
@@ -708,7 +717,7 @@ cdef class Channel:
                 return -1
             vector = Vector(buffers, False)
             try:
-                if not self.count(vector.size(), vector.count + 1):
+                if not self.counts(vector.size(), vector.count + 1):
                     return -1
                 return transmit(
                     self.fd, vector.iov, vector.count, flags, PYKTLS_NO_RECORD_TYPE, &wait

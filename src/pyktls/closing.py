@@ -25,6 +25,7 @@ __all__ = [
     "UnreadData",
     "aborts",
     "await_end",
+    "before_shutdown",
     "close",
     "end_sending",
     "finish_in_time",
@@ -39,6 +40,12 @@ def close(layer: RecordLayer, seconds: float) -> None:
     if layer.fd >= 0 and not layer.is_dead() and not aborts(layer.fd):
         finish_in_time(layer, seconds, "close")
         take_in_unseen_records(layer)
+
+
+def before_shutdown(layer: RecordLayer, how: object, seconds: float) -> None:
+    """Get the sending half ready for shutdown(2), if that is about to end; else TimeoutError."""
+    if how in (socket.SHUT_WR, socket.SHUT_RDWR) and not layer.is_dead():
+        finish_in_time(layer, seconds, "shutdown")
 
 
 class UnreadData(Error):

@@ -35,6 +35,7 @@ from . import _records, arguments
 from .ciphers import TLS_1_2
 from .errors import (
     Error,
+    HandoffRefused,
     InvalidType,
     InvalidValue,
     RecordError,
@@ -137,6 +138,13 @@ class RecordLayer(_records.Channel):
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return fd
+
+    def check_all_read(self) -> None:
+        """Raise HandoffRefused while there is plaintext that only this object has."""
+        if self._leftover:
+            raise HandoffRefused(
+                f"{len(self._leftover)} bytes that OpenSSL had decrypted are still to be read"
+            )
 
     def forget(self) -> None:
         """Wipe what is secret: the connection is closed, or somebody else's now."""
@@ -598,10 +606,9 @@ class RecordLayer(_records.Channel):
         Changes the keys if their time has come, or raises RecordError if it cannot be done.  Holds
         the send lock.
         """
-        wanted = self._budget.bound(size, pieces)
-        if self.records_sent + wanted <= self.next_count:
-            self.records_sent += wanted
+        if self.count(size, pieces):
             return
+        wanted = self._budget.bound(size, pieces)
         decision = self._ask_budget(wanted)
         if decision is not Decision.CONTINUE and self._can_change_keys():
             self._send_key_update(self.post.begin_key_update(), deadline)

@@ -240,10 +240,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
     def shutdown(self, how: int, /) -> None:
         """As socket.shutdown; before the sending half ends, close_notify is sent."""
         try:
-            if how in (socket.SHUT_WR, socket.SHUT_RDWR) and not self._layer.is_dead():
-                closing.finish_in_time(
-                    self._layer, self.gettimeout() or self.close_timeout, "shutdown"
-                )
+            closing.before_shutdown(self._layer, how, self.gettimeout() or self.close_timeout)
         finally:
             super().shutdown(how)
 
@@ -329,10 +326,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
 
         Raises HandoffRefused while ``pending()`` bytes are unread, which would be lost.
         """
-        if self._layer.leftover:
-            raise HandoffRefused(
-                f"{self.pending()} bytes that OpenSSL had decrypted are still to be read"
-            )
+        self._layer.check_all_read()
         fd = super().detach()
         self._layer.forget()
         return fd

@@ -172,17 +172,13 @@ class _SSLRecordLayer(RecordLayer):
 
     def _reading(self, call: Callable[..., T], at_end: T, *arguments: Any) -> T:
         """Call; turn errors; of a ragged end, which ssl suppresses by default, make an end."""
-        try:
-            return call(*arguments)
-        except TruncationError as e:
-            if self.suppress_ragged_eofs:
-                return at_end
-            raise _as_ssl_error(e, writing=False) from e
-        except (OSError, Error) as e:
-            other = _as_ssl_error(e, writing=False)
-            if other is e:
-                raise
-            raise other from e
+        with _ssl_errors(writing=False):
+            try:
+                return call(*arguments)
+            except TruncationError:
+                if not self.suppress_ragged_eofs:
+                    raise
+        return at_end
 
     @staticmethod
     def _no_flags(flags: Any, call: str) -> None:
@@ -489,15 +485,14 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
                 return file_transfer.sendfile(
                     self._layer, file, offset, count, headers, trailers, use_send
                 )
-        total = 0
-        for piece in headers:
-            self.sendall(piece)
-            total += memoryview(piece).nbytes
+        total = self._send_pieces(headers)
         total += super().sendfile(file, offset, count)
-        for piece in trailers:
+        return total + self._send_pieces(trailers)
+
+    def _send_pieces(self, pieces: Sequence[ReadableBuffer]) -> int:
+        for piece in pieces:
             self.sendall(piece)
-            total += memoryview(piece).nbytes
-        return total
+        return sum(memoryview(piece).nbytes for piece in pieces)
 
     def splice_to(self, pipe: HasFileno | int, count: int) -> int:
         """As KTLSSocket.splice_to; Unavailable where the kernel has not taken over."""
@@ -544,10 +539,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             super().shutdown(how)
             return
         try:
-            if how in (socket.SHUT_WR, socket.SHUT_RDWR) and not self._layer.is_dead():
-                closing.finish_in_time(
-                    self._layer, self.gettimeout() or self.close_timeout, "shutdown"
-                )
+            closing.before_shutdown(self._layer, how, self.gettimeout() or self.close_timeout)
         finally:
             socket.socket.shutdown(self, how)
 
@@ -555,10 +547,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         """As KTLSSocket.detach."""
         if self._layer is None:
             return super().detach()
-        if self._layer.leftover:
-            raise HandoffRefused(
-                f"{self.pending()} bytes that OpenSSL had decrypted are still to be read"
-            )
+        self._layer.check_all_read()
         fd = super().detach()
         self._layer.forget()
         return fd
