@@ -93,23 +93,14 @@ def run(
     """Run `command` on the kernel of that name (or path) and return its exit status.
 
     Output appears on this process's stdout and stderr, or all of it in `output`. Raises LabError if
-    the lab cannot do it. An emulated machine on a busy one does not always come up: a guest that
-    did not get as far as to start the command is booted again.
+    the lab cannot do it.
     """
     require_all()
     with obtain(kernel) as found:
-        for attempt in range(BOOT_ATTEMPTS):
-            try:
-                return boot(
-                    found, command, memory=memory, cpus=cpus, icount=icount, timeout=timeout,
-                    env=env, writable=writable, cwd=cwd, stdout=output, stderr=output,
-                ).status  # fmt: skip
-            except BootError as error:
-                if attempt + 1 == BOOT_ATTEMPTS:
-                    raise
-                say(f"{kernel}: {error}")
-                say(f"{kernel}: booting again")
-    raise AssertionError("the loop ends by return or raise")
+        return boot(
+            found, command, memory=memory, cpus=cpus, icount=icount, timeout=timeout, env=env,
+            writable=writable, cwd=cwd, stdout=output, stderr=output,
+        ).status  # fmt: skip
 
 
 def boot(
@@ -131,8 +122,39 @@ def boot(
 
     `timeout` is for the command, in seconds, counted from when the guest is up. `icount` makes
     guest time count instructions (on one CPU): a benchmark then repeats on a busy machine too.
+    An emulated machine does not always come up: a guest that did not get as far as to start the
+    command is booted again.
     """
-    place = (cwd or Path.cwd()).resolve()
+    attempts = BOOT_ATTEMPTS
+    while True:
+        session = _Session(
+            stdout or sys.stdout.buffer, stderr or sys.stderr.buffer, timeout, console_log
+        )
+        try:
+            return _boot(
+                kernel, command, session, memory=memory, cpus=cpus, icount=icount, env=env or {},
+                writable=writable, place=(cwd or Path.cwd()).resolve(),
+            )  # fmt: skip
+        except BootError as error:
+            attempts -= 1
+            if not attempts:
+                raise
+            say(f"{kernel.name}: {error}")
+            say(f"{kernel.name}: booting again")
+
+
+def _boot(
+    kernel: Kernel,
+    command: Sequence[str],
+    session: "_Session",
+    *,
+    memory: str,
+    cpus: int,
+    icount: bool,
+    env: Mapping[str, str],
+    writable: Sequence[Path],
+    place: Path,
+) -> Result:
     with tempfile.TemporaryDirectory(prefix="pyktls-lab-") as scratch_name:
         scratch = Path(scratch_name).resolve()
         needed = _needed_paths(kernel, scratch)
@@ -140,7 +162,7 @@ def boot(
         job = {
             "command": list(command),
             "cwd": str(place),
-            "env": command_environment(kernel.name, env or {}),
+            "env": command_environment(kernel.name, env),
             "modules": MODULES,
             "cached": [str(path) for path in [*_python_paths(), *_program_paths()]],
             # A tmpfs hides what the host has in /tmp. The overlay there otherwise is in memory too.
@@ -150,9 +172,6 @@ def boot(
         os.mkfifo(scratch / "port")
         argv = vng_command(
             kernel, scratch, memory=memory, cpus=cpus, icount=icount, writable=shared, needed=needed
-        )
-        session = _Session(
-            stdout or sys.stdout.buffer, stderr or sys.stderr.buffer, timeout, console_log
         )
         return session.run(argv, scratch)
 

@@ -210,7 +210,7 @@ def test_a_guest_that_does_not_come_up_is_booted_once_more(monkeypatch: pytest.M
             raise outcome
         return outcome
 
-    monkeypatch.setattr(boot, "boot", fake_boot)
+    monkeypatch.setattr(boot, "_boot", fake_boot)
     done = boot.Result(3, "6.12.9", 1, 1)
     outcomes[:] = [boot.BootError("did not boot"), done]
     assert boot.run("6.12", ["true"]) == 3
