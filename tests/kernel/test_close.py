@@ -51,17 +51,6 @@ SEND_BUFFERS = [1024 + i * 4200 for i in range(17)]
 CHUNKS = (4000, 7777, 20_000)
 
 
-def fill(sock: socket.socket, chunk: int) -> bytes:
-    """Send until nothing more is taken; returns what was."""
-    data = pattern(2_000_000)
-    sock.setblocking(False)
-    sent = 0
-    with contextlib.suppress(BlockingIOError):
-        while sent < len(data):
-            sent += sock.send(data[sent : sent + chunk])
-    return data[:sent]
-
-
 def what_arrives(
     end, send_buffer: int, chunk: int, own, other, timeout: float | None
 ) -> tuple[bytes, bytes, list]:
@@ -74,7 +63,7 @@ def what_arrives(
             sock = KTLSSocket(own, near.detach())
         wire = kernel.Wire(far, other)
         far.settimeout(kernel.TIMEOUT)
-        sent = fill(sock, chunk)
+        sent = kernel.fill(sock, chunk)
         sock.settimeout(timeout)
 
         def read():

@@ -271,17 +271,6 @@ def test_twenty_at_once():
 # ---- what is under way when it moves ---------------------------------------------------------
 
 
-def fill(sock, chunk):
-    """Send without blocking until nothing more is taken; returns what was."""
-    data = pattern(2_000_000)
-    sock.setblocking(False)
-    sent = 0
-    with contextlib.suppress(BlockingIOError):
-        while sent < len(data):
-            sent += sock.send(data[sent : sent + chunk])
-    return data[:sent]
-
-
 @pytest.mark.parametrize("suite", ONE_OF_EACH, ids=suite_id)
 @pytest.mark.parametrize("send_buffer", [1024, 5224, 9424, 68_000])
 def test_a_full_buffer_moves_and_b_closes(suite, send_buffer):
@@ -289,7 +278,7 @@ def test_a_full_buffer_moves_and_b_closes(suite, send_buffer):
     for chunk in (1000, 7777, 20_000):
         with receiver(lambda sock: sock.close()) as unix, wired(suite) as (sock, wire):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-            sent = fill(sock, chunk)
+            sent = kernel.fill(sock, chunk)
             pyktls.send_socket(unix, sock)
             time.sleep(0.02)
             received, others = wire.recv_all()
@@ -608,7 +597,7 @@ def test_an_answer_that_is_due_is_sent_before_the_move_or_after_it():
             end.setsockopt(socket.SOL_SOCKET, option, 20_000)
         sent = b""
         while select.select([], [sock], [], 0.3)[1]:  # until nothing moves any more
-            sent += fill(sock, 20_000)
+            sent += kernel.fill(sock, 20_000)
         wire.send(HANDSHAKE, KEY_UPDATE_REQUEST)
         wire.sealer.rekey()
         wire.send_data(b"x")

@@ -28,15 +28,34 @@ def connect(port: int) -> socket.socket:
     raise AssertionError("the example does not listen")
 
 
-def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
+CONTENT = bytes(range(256)) * 4096
+
+
+def prepare(directory: pathlib.Path) -> tuple[trustme.CA, int]:
+    """The files that an example wants, who signed its certificate, and a port that is free."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    content = bytes(range(256)) * 4096
-    (tmp_path / "file.bin").write_bytes(content)
+    certificate.private_key_pem.write_to_path(directory / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    (directory / "file.bin").write_bytes(CONTENT)
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return authority, free.getsockname()[1]
+
+
+def fetch(authority: trustme.CA, port: int, *, unwrap: bool) -> bytes:
+    """What the example serves, up to the end."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    with context.wrap_socket(connect(port), server_hostname="localhost") as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+        if unwrap:
+            client.unwrap()
+    return received
+
+
+def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
+    authority, port = prepare(tmp_path)
     code = example("pyktls.offload")
     assert "4433" in code
     process = subprocess.Popen(
@@ -46,31 +65,19 @@ def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
         text=True,
     )
     try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        authority.configure_trust(context)
-        with context.wrap_socket(connect(port), server_hostname="localhost") as client:
-            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            received = b"".join(iter(lambda: client.recv(65536), b""))
-            client.unwrap()
+        received = fetch(authority, port, unwrap=True)
         output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
         process.wait()
-    assert received == b"HTTP/1.0 200 OK\r\n\r\n" + content
+    assert received == b"HTTP/1.0 200 OK\r\n\r\n" + CONTENT
     assert process.returncode == 0
     assert "ulp='tls'" in output
     assert "tx=<Mode.SOFTWARE: 'software'>" in output
 
 
 def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    content = bytes(range(256)) * 4096
-    (tmp_path / "file.bin").write_bytes(content)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    authority, port = prepare(tmp_path)
     code = example("pyktls.wrap_context", "sendfile")
     assert "4434" in code
     process = subprocess.Popen(
@@ -81,11 +88,7 @@ def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
         text=True,
     )
     try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        authority.configure_trust(context)
-        with context.wrap_socket(connect(port), server_hostname="localhost") as client:
-            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            received = b"".join(iter(lambda: client.recv(65536), b""))
+        received = fetch(authority, port, unwrap=False)
         assert process.stdout is not None
         said = process.stdout.readline()
     finally:
@@ -93,7 +96,7 @@ def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
         process.communicate()
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 OK\r\n")
-    assert body == content
+    assert body == CONTENT
     assert "tx=<Mode.SOFTWARE: 'software'>, rx=<Mode.SOFTWARE: 'software'>" in said
 
 

@@ -366,6 +366,17 @@ def both_ways(one: socket.socket, two: socket.socket, data: bytes = b"both ways"
         assert recv_exactly(receiver, len(data)) == data
 
 
+def fill(sock: socket.socket, chunk: int) -> bytes:
+    """Send without blocking until nothing more is taken; returns what was."""
+    data = pattern(2_000_000)
+    sock.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < len(data):
+            sent += sock.send(data[sent : sent + chunk])
+    return data[:sent]
+
+
 def echo(sock: socket.socket) -> int:
     """Send back what comes until the peer ends the stream; returns the number of bytes."""
     count = 0
