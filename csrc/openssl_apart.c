@@ -2,12 +2,13 @@
  * What is asked of OpenSSL once the kernel has its connection: to keep away from the socket, and to
  * take in a session ticket that came later.
  *
- * As in openssl_tap.c everything is looked up in the very libraries of the running _ssl module.
+ * Everything is looked up where openssl_tap.c found its own: in the running _ssl module's libraries.
  */
 #include "openssl_apart.h"
 
-#include <dlfcn.h>
 #include <string.h>
+
+#include "openssl_tap.h"
 
 #define SENT_SHUTDOWN 1
 #define RECEIVED_SHUTDOWN 2
@@ -51,26 +52,21 @@ static struct {
     int open;
 } openssl;
 
-int pyktls_apart_open(const char *path) {
+int pyktls_apart_open(void) {
     if (openssl.open) {
         return PYKTLS_APART_OK;
     }
-    void *module = dlopen(path, RTLD_NOLOAD | RTLD_NOW);
-    if (module == NULL) {
-        return PYKTLS_APART_NOT_OPEN;
-    }
 #define F(name, result, parameters)                                                                \
     {                                                                                              \
-        void *symbol = dlsym(module, #name);                                                       \
+        void *symbol = pyktls_tap_symbol(#name);                                                   \
         if (symbol == NULL) {                                                                      \
-            dlclose(module);                                                                       \
             return PYKTLS_APART_NOT_OPEN;                                                          \
         }                                                                                          \
         memcpy(&openssl.name, &symbol, sizeof(symbol));                                            \
     }
     OPENSSL_FUNCTIONS(F)
 #undef F
-    openssl.open = 1; /* the handle stays open: the pointers are used for as long as we live */
+    openssl.open = 1;
     return PYKTLS_APART_OK;
 }
 

@@ -13,8 +13,8 @@ enum {
     PYKTLS_APART_REFUSED = -2,  /* OpenSSL did not do it */
 };
 
-/* Finds OpenSSL through the loaded module file `path`.  Call it under a lock; again is harmless. */
-int pyktls_apart_open(const char *path);
+/* Finds OpenSSL, once pyktls_tap_open has.  Again is harmless. */
+int pyktls_apart_open(void);
 
 /*
  * Takes the socket away from the connection: it reads from memory, and what it writes is discarded.

@@ -92,6 +92,7 @@ static struct {
 #undef F
     int connection_index; /* ex_data of an SSL: its struct tap */
     int context_index;    /* ex_data of an SSL_CTX: its struct chain */
+    void *module; /* what all of these were looked up in */
     int open;
     const char *missing;
 } openssl;
@@ -346,12 +347,17 @@ int pyktls_tap_open(const char *path) {
         dlclose(module);
         return PYKTLS_TAP_NO_INDEX;
     }
-    openssl.open = 1; /* the handle stays open: the pointers are used for as long as we live */
+    openssl.module = module; /* it stays open: the pointers are used for as long as we live */
+    openssl.open = 1;
     return PYKTLS_TAP_OK;
 }
 
 const char *pyktls_tap_missing(void) {
     return openssl.missing;
+}
+
+void *pyktls_tap_symbol(const char *name) {
+    return openssl.open ? dlsym(openssl.module, name) : NULL;
 }
 
 uint64_t pyktls_tap_context_options(void *ssl_ctx) {

@@ -69,6 +69,9 @@ int pyktls_tap_open(const char *path);
 /* The name of what pyktls_tap_open missed, after PYKTLS_TAP_NO_SYMBOL. */
 const char *pyktls_tap_missing(void);
 
+/* A function of that OpenSSL, for others that call it (openssl_apart.c); NULL if there is none. */
+void *pyktls_tap_symbol(const char *name);
+
 /* The options of a context: compared with what Python says, it shows that the address is right. */
 uint64_t pyktls_tap_context_options(void *ssl_ctx);
 

@@ -100,6 +100,7 @@ static void nothing_before_it_is_open(void) {
     CHECK_INT(ssl.shutdown, 0);
     CHECK_INT(pyktls_tap_context_options(&ctx), 0);
     CHECK_INT(pyktls_tap_owned_by(&ssl, NULL), 0);
+    CHECK(pyktls_tap_symbol("SSL_version") == NULL);
     CHECK(ctx.keylog == NULL && ctx.message == NULL && ctx.info == NULL);
 }
 
@@ -157,6 +158,8 @@ static void open_it(void) {
     CHECK_INT(pyktls_tap_open(module_path), PYKTLS_TAP_OK);
     CHECK_INT(pyktls_tap_open("/no/such/file"), PYKTLS_TAP_OK);
     CHECK_INT(opens, 1);
+    CHECK(pyktls_tap_symbol("SSL_version") != NULL);
+    CHECK(pyktls_tap_symbol("SSL_of_no_library") == NULL);
 }
 
 /* ---- a connection ---------------------------------------------------------------------------- */

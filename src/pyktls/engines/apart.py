@@ -6,9 +6,7 @@ were read.  ``csrc/openssl_apart.c`` does it.
 
 from __future__ import annotations
 
-import _ssl
 import functools
-import sys
 from typing import TYPE_CHECKING, Any
 
 from pyktls._kernel import ffi, lib
@@ -24,10 +22,7 @@ __all__ = ["feed", "isolate", "seal", "works"]
 @functools.cache
 def works() -> bool:
     """Whether the functions of OpenSSL that are needed here can be reached."""
-    if native.why_not() is not None:
-        return False
-    path = _ssl.__file__.encode(sys.getfilesystemencoding(), "surrogateescape")
-    return bool(lib.pyktls_apart_open(path) == lib.PYKTLS_APART_OK)
+    return native.why_not() is None and bool(lib.pyktls_apart_open() == lib.PYKTLS_APART_OK)
 
 
 def isolate(sslobj: Any) -> bool:
