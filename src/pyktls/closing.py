@@ -16,7 +16,8 @@ import struct
 
 from . import _records
 from .errors import Error
-from .post_handshake import ALERT, CLOSE_NOTIFY, WARNING, alert
+from .post_handshake import alert
+from .protocol import ALERT, CLOSE_NOTIFY, WARNING
 from .record_errors import BROKEN_RECORD
 from .record_layer import NO_WAIT, RecordLayer
 from .socket_calls import getsockopt

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _records, arguments, linux
 from .errors import InvalidType, InvalidValue
-from .post_handshake import APPLICATION_DATA
+from .protocol import APPLICATION_DATA
 from .record_layer import NO_WAIT, RecordLayer
 from .socket_calls import descriptor
 from .switch import system

@@ -98,17 +98,31 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .ciphers import TLS_1_2, TLS_1_3
 from .errors import Error, HandoffRefused, InvalidValue, Unavailable, alert_name
+from .protocol import (
+    ALERT,
+    APPLICATION_DATA,
+    CERTIFICATE_REQUEST,
+    CHANGE_CIPHER_SPEC,
+    CLIENT_HELLO,
+    CLOSE_NOTIFY,
+    DECODE_ERROR,
+    HANDSHAKE,
+    HELLO_REQUEST,
+    ILLEGAL_PARAMETER,
+    KEY_UPDATE,
+    NEW_SESSION_TICKET,
+    NO_RENEGOTIATION,
+    RECORD_OVERFLOW,
+    UNEXPECTED_MESSAGE,
+    USER_CANCELED,
+    WARNING,
+)
 from .session import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
-    "ALERT",
-    "APPLICATION_DATA",
-    "CHANGE_CIPHER_SPEC",
-    "CLOSE_NOTIFY",
-    "HANDSHAKE",
     "AlertReceived",
     "CloseNotifyReceived",
     "KeyUpdateReceived",
@@ -120,33 +134,6 @@ __all__ = [
     "alert",
     "key_update",
 ]
-
-# Record types (RFC 8446 section 5.1).
-CHANGE_CIPHER_SPEC = 20
-ALERT = 21
-HANDSHAKE = 22
-APPLICATION_DATA = 23
-
-# Alert levels and the descriptions that are named here (RFC 8446 section 6, RFC 5246 section 7.2).
-WARNING = 1
-FATAL = 2
-CLOSE_NOTIFY = 0
-UNEXPECTED_MESSAGE = 10
-BAD_RECORD_MAC = 20
-RECORD_OVERFLOW = 22
-ILLEGAL_PARAMETER = 47
-DECODE_ERROR = 50
-PROTOCOL_VERSION = 70
-INTERNAL_ERROR = 80
-USER_CANCELED = 90
-NO_RENEGOTIATION = 100
-
-# Handshake message types (RFC 8446 section 4, RFC 5246 section 7.4).
-HELLO_REQUEST = 0
-CLIENT_HELLO = 1
-NEW_SESSION_TICKET = 4
-CERTIFICATE_REQUEST = 13
-KEY_UPDATE = 24
 
 # The most that a record carries (RFC 8446 section 5.1, RFC 5246 section 6.2.1).
 _LARGEST_RECORD = 2**14

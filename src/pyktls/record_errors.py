@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from ._kernel import lib
-from .post_handshake import BAD_RECORD_MAC, INTERNAL_ERROR, PROTOCOL_VERSION, RECORD_OVERFLOW
+from .protocol import BAD_RECORD_MAC, INTERNAL_ERROR, PROTOCOL_VERSION, RECORD_OVERFLOW
 
 __all__ = ["BROKEN_RECORD", "ON_FREEBSD", "is_kept"]
 

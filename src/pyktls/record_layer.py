@@ -45,13 +45,6 @@ from .errors import (
     syscall_error,
 )
 from .post_handshake import (
-    ALERT,
-    CLOSE_NOTIFY,
-    FATAL,
-    HANDSHAKE,
-    INTERNAL_ERROR,
-    KEY_UPDATE,
-    WARNING,
     AlertReceived,
     CloseNotifyReceived,
     KeyUpdateReceived,
@@ -61,6 +54,7 @@ from .post_handshake import (
     Violation,
     alert,
 )
+from .protocol import ALERT, CLOSE_NOTIFY, FATAL, HANDSHAKE, INTERNAL_ERROR, KEY_UPDATE, WARNING
 from .record_errors import BROKEN_RECORD, is_kept
 from .record_limit import Decision, RecordBudget
 from .session import Direction, Session

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .ciphers import TLS_1_3
 from .engines import apart
 from .key_schedule import wipe
-from .post_handshake import APPLICATION_DATA, HANDSHAKE, NEW_SESSION_TICKET
+from .protocol import APPLICATION_DATA, HANDSHAKE, NEW_SESSION_TICKET
 from .session import DirectionKeys
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import hmac
 import threading
 from typing import TYPE_CHECKING, NoReturn, Self
 
-from .ciphers import NONCE_LENGTH, TLS_1_2, TLS_1_3, CipherSuite
+from .ciphers import NONCE_LENGTH, TLS_1_3, CipherSuite
 from .errors import HandoffRefused, InvalidType, InvalidValue
 from .key_schedule import wipe
+from .protocol import VERSION_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,9 +226,8 @@ class Session:
         self.rx.wipe()
 
     def __repr__(self) -> str:
-        version = {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}[self.version]
         return (
-            f"<Session {version} {self.cipher.name} {self.role} "
+            f"<Session {VERSION_NAMES[self.version]} {self.cipher.name} {self.role} "
             f"tx={self.tx.sequence} rx={self.rx.sequence}>"
         )
 

@@ -15,10 +15,10 @@ import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import _records, arguments, closing, file_transfer
-from .ciphers import TLS_1_2, TLS_1_3
 from .connection_state import ConnectionState, alone, check_kernel, session_of, snapshot
 from .errors import HandoffRefused, InvalidType, InvalidValue
 from .post_handshake import PostHandshake
+from .protocol import VERSION_NAMES
 from .record_layer import NO_WAIT, RecordLayer
 from .status import Status, status
 from .takeover import Handshake
@@ -83,7 +83,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
 
     def version(self) -> str:
         """``"TLSv1.2"`` or ``"TLSv1.3"``, as ssl.SSLSocket.version."""
-        return {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}[self._layer.session.version]
+        return VERSION_NAMES[self._layer.session.version]
 
     def cipher(self) -> tuple[str, str, int]:
         """``(OpenSSL's name, version, bits of the key)``, as ssl.SSLSocket.cipher."""

@@ -53,7 +53,11 @@ def test_any_arguments_of_a_method(world, name, data):
         sock.close()
         data_sent, others = wire.recv_all()
         assert data_sent.endswith(b"still works")
-        assert others == [(records.ALERT, b"\1\0")]
+        assert others.pop() == (records.ALERT, b"\1\0")
+        if name == "update_keys":
+            assert {record_type for record_type, _ in others} <= {records.HANDSHAKE}
+        else:
+            assert not others
 
 
 @pytest.mark.parametrize("how", [None, "1", 7, -1, 2**70])

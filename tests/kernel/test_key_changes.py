@@ -9,7 +9,7 @@ import pytest
 
 from pyktls import RecordError, Role, Unavailable, linux
 from pyktls.ciphers import TLS_1_2, TLS_1_3
-from pyktls.post_handshake import ALERT, APPLICATION_DATA, HANDSHAKE
+from pyktls.protocol import ALERT, APPLICATION_DATA, HANDSHAKE
 from pyktls.record_limit import record_limits
 from support import kernel, tls
 from support.kernel import both_ways, kernel_can_rekey, offloaded, recv_exactly, wired

@@ -27,6 +27,7 @@ import pyktls
 from pyktls import DirectionKeys, KTLSSocket, Role, Session, linux
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3, CipherSuite, suites
 from pyktls.key_schedule import traffic_keys
+from pyktls.protocol import KEY_UPDATE
 from pyktls.session import iv_length
 from pyktls.socket_calls import setsockopt
 
@@ -190,7 +191,10 @@ class Wire:
         return data
 
     def recv_all(self) -> tuple[bytes, list[tuple[int, bytes]]]:
-        """Everything up to the end of the stream: the data, and the records that are none."""
+        """Everything up to the end of the stream: the data, and the records that are none.
+
+        Goes on to the next keys at a KeyUpdate.
+        """
         data = bytearray()
         others = []
         while True:
@@ -202,6 +206,8 @@ class Wire:
                 data += payload
             else:
                 others.append((record_type, payload))
+                if record_type == records.HANDSHAKE and payload[0] == KEY_UPDATE:
+                    self.opener.rekey()
 
 
 @contextlib.contextmanager

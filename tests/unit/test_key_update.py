@@ -16,15 +16,8 @@ from pyktls import Role
 from pyktls.ciphers import find_suite
 from pyktls.errors import Error, Unavailable
 from pyktls.key_schedule import next_traffic_secret, traffic_keys
-from pyktls.post_handshake import (
-    ALERT,
-    APPLICATION_DATA,
-    HANDSHAKE,
-    KeyUpdateReceived,
-    PostHandshake,
-    State,
-    Violation,
-)
+from pyktls.post_handshake import KeyUpdateReceived, PostHandshake, State, Violation
+from pyktls.protocol import ALERT, APPLICATION_DATA, HANDSHAKE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,10 +18,6 @@ from hypothesis import strategies as st
 from pyktls import Role
 from pyktls.errors import ALERT_NAMES, HandoffRefused, InvalidValue, TLSAlert
 from pyktls.post_handshake import (
-    ALERT,
-    APPLICATION_DATA,
-    CHANGE_CIPHER_SPEC,
-    HANDSHAKE,
     AlertReceived,
     CloseNotifyReceived,
     KeyUpdateReceived,
@@ -33,6 +29,7 @@ from pyktls.post_handshake import (
     alert,
     key_update,
 )
+from pyktls.protocol import ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

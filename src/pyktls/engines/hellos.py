@@ -11,24 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyktls.ciphers import TLS_1_3
+from pyktls.protocol import CLIENT_HELLO, ENCRYPTED_EXTENSIONS, SERVER_HELLO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "CLIENT_HELLO",
-    "ENCRYPTED_EXTENSIONS",
-    "KEY_UPDATE",
-    "SERVER_HELLO",
-    "UPDATE_REQUESTED",
-    "Hellos",
-]
+__all__ = ["UPDATE_REQUESTED", "Hellos"]
 
-# RFC 8446 section 4.
-CLIENT_HELLO = 1
-SERVER_HELLO = 2
-ENCRYPTED_EXTENSIONS = 8
-KEY_UPDATE = 24
 UPDATE_REQUESTED = 1  # RFC 8446 section 4.6.3
 
 _MAX_FRAGMENT_LENGTH = 1  # RFC 6066 section 4

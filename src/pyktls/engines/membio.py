@@ -29,9 +29,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from pyktls.ciphers import TLS_1_2, TLS_1_3
+from pyktls.ciphers import TLS_1_3
 from pyktls.errors import HandoffRefused, InvalidType, InvalidValue, Unavailable
 from pyktls.key_schedule import wipe
+from pyktls.protocol import APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE, VERSION_NAMES
 
 from .evidence import Evidence, Half, refusals, session_from
 from .hellos import Hellos
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["MemoryBIOHandshake", "is_pyopenssl_context", "watch_pyopenssl"]
 
 _HEADER = 5
-_CHANGE_CIPHER_SPEC, _HANDSHAKE, _APPLICATION_DATA = 20, 22, 23
 _TYPES = range(20, 25)
 _LONGEST_BODY = 2**14 + 2048  # RFC 5246 section 6.2.3; TLS 1.3 allows less
 _LONGEST_HELLO = 2**17  # more is no hello that OpenSSL takes
@@ -268,16 +268,16 @@ class _Direction:
         """Count one whole record."""
         kind = record[0]
         self.bytes += len(record)
-        if kind == _CHANGE_CIPHER_SPEC and self.hellos.version != TLS_1_3:
+        if kind == CHANGE_CIPHER_SPEC and self.hellos.version != TLS_1_3:
             self.half.sequence = 0
             self.half.live = True
             self._in_the_clear = False
         elif self.half.live:
             self.half.sequence += 1
-        if kind == _APPLICATION_DATA:
+        if kind == APPLICATION_DATA:
             self.protected_records += 1
             self._in_the_clear = False
-        if kind == _HANDSHAKE and self._in_the_clear:
+        if kind == HANDSHAKE and self._in_the_clear:
             self._messages += record[_HEADER:]
             self._look()
 
@@ -558,10 +558,9 @@ class MemoryBIOHandshake:
 
     def version(self) -> str | None:
         """``"TLSv1.2"`` or ``"TLSv1.3"``, as ssl.SSLSocket.version; None before the end."""
-        known = {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}
         if not self._complete:
             return None
-        return known.get(self._hellos.version, f"{self._hellos.version:#06x}")
+        return VERSION_NAMES.get(self._hellos.version, f"{self._hellos.version:#06x}")
 
     def selected_alpn_protocol(self) -> str | None:
         """The protocol that ALPN chose, as ssl.SSLSocket.selected_alpn_protocol."""

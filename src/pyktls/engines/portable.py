@@ -31,11 +31,24 @@ from typing import TYPE_CHECKING
 
 from pyktls.ciphers import TLS_1_3
 from pyktls.errors import HandoffRefused, Unavailable
+from pyktls.protocol import (
+    ALERT,
+    APPLICATION_DATA,
+    CHANGE_CIPHER_SPEC,
+    CLIENT_HELLO,
+    CLOSE_NOTIFY,
+    HANDSHAKE,
+    KEY_UPDATE,
+    SERVER_HELLO,
+    USER_CANCELED,
+    VERSION_NAMES,
+    WARNING,
+)
 from pyktls.session import Direction
 from pyktls.switch import system
 
 from .evidence import Evidence, Half, refusals, session_from
-from .hellos import CLIENT_HELLO, KEY_UPDATE, SERVER_HELLO, UPDATE_REQUESTED, Hellos
+from .hellos import UPDATE_REQUESTED, Hellos
 from .keylog import CLIENT_TRAFFIC_SECRET, MASTER_SECRET, KeyLog, Secrets
 from .moved_bytes import counts_here, moved_bytes
 
@@ -48,21 +61,14 @@ if TYPE_CHECKING:
 __all__ = ["check", "extract", "leave", "progress", "watch", "why_not"]
 
 # What the message callback is called for (SSL_CTX_set_msg_callback(3), RFC 8446 section 5.1).
-_CHANGE_CIPHER_SPEC = 20
-_ALERT = 21
-_HANDSHAKE = 22
-_APPLICATION_DATA = 23
 _RECORD_HEADER = 256
 _INNER_CONTENT_TYPE = 257
 
 _HEADER_SIZE = 5
 _TLS_1_3_OVERHEAD = 17  # inner content type and tag
-_CLOSE_NOTIFY = 0
-_USER_CANCELED = 90
-_WARNING = 1
 _SENT, _RECEIVED = 1, 2
 
-_VERSIONS = {"TLSv1": 0x0301, "TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
+_VERSIONS = {"TLSv1": 0x0301, "TLSv1.1": 0x0302, **{n: v for v, n in VERSION_NAMES.items()}}
 
 #: Where a connection's state hangs on its SSLSocket.
 _STATE = "_pyktls_portable"
@@ -161,9 +167,9 @@ class _State:
             self.last_read_length = length
         if self.hellos.version == TLS_1_3:
             # A ChangeCipherSpec record is only there for middleboxes (RFC 8446 appendix D.4).
-            if half.live and header[0] == _APPLICATION_DATA:
+            if half.live and header[0] == APPLICATION_DATA:
                 half.sequence += 1
-        elif header[0] == _CHANGE_CIPHER_SPEC:
+        elif header[0] == CHANGE_CIPHER_SPEC:
             half.sequence = 0
             half.live = True
         elif half.live:
@@ -199,26 +205,26 @@ class _State:
         A message may begin in one record and end in a later one; the kernel must not take over in
         between.
         """
-        if half is self.read and half.live and inner_type == bytes((_HANDSHAKE,)):
+        if half is self.read and half.live and inner_type == bytes((HANDSHAKE,)):
             half.handshake_bytes += self.last_read_length - _TLS_1_3_OVERHEAD
 
     def on_alert(self, half: _Counted, alert: bytes) -> None:
         """Note how the connection ends."""
         reading = half is self.read
         level, description = alert[:2]
-        if description == _CLOSE_NOTIFY:
+        if description == CLOSE_NOTIFY:
             self.shutdown |= _RECEIVED if reading else _SENT
-        elif level != _WARNING or (
+        elif level != WARNING or (
             # RFC 8446 section 6: the level says nothing any more.
-            self.hellos.version == TLS_1_3 and description != _USER_CANCELED
+            self.hellos.version == TLS_1_3 and description != USER_CANCELED
         ):
             self.fatal_alert = "received" if reading else "sent"
 
 
 _DEALING = {
     _RECORD_HEADER: _State.on_header,
-    _HANDSHAKE: _State.on_message,
-    _ALERT: _State.on_alert,
+    HANDSHAKE: _State.on_message,
+    ALERT: _State.on_alert,
     _INNER_CONTENT_TYPE: _State.on_inner_type,
 }
 
