@@ -57,6 +57,7 @@ ffibuilder.set_source(
     #include "abi_freebsd.h"
     #include "openssl_tap.h"
     #include "openssl_apart.h"
+    #include "openssl_half.h"
     """,
     sources=[
         *kernel_sources(),
@@ -64,6 +65,7 @@ ffibuilder.set_source(
         "csrc/abi_freebsd_check.c",
         "csrc/openssl_tap.c",
         "csrc/openssl_apart.c",
+        "csrc/openssl_half.c",
     ],
     depends=[
         str(path.relative_to(HERE.parent))

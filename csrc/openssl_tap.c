@@ -27,6 +27,7 @@
 #define VERSION_TLS_1_2 0x0303
 #define VERSION_TLS_1_3 0x0304
 #define RECORD_CHANGE_CIPHER_SPEC 20
+#define RECORD_ALERT 21
 #define RECORD_HANDSHAKE 22
 #define RECORD_APPLICATION_DATA 23
 #define EVENT_RECORD_HEADER 256      /* SSL3_RT_HEADER */
@@ -41,6 +42,8 @@
 #define BIO_GET_KTLS_RECV 76
 #define EARLY_DATA_ACCEPTED 2
 #define KEY_UPDATE_NONE (-1)
+#define KEPT_HEADER_SIZE 6
+#define KEPT_MOST 0x100000 /* more comes in no record */
 
 typedef void (*keylog_callback)(const void *ssl, const char *line);
 typedef void (*message_callback)(int write, int version, int content_type, const void *data,
@@ -105,6 +108,10 @@ struct tap {
     int broken;              /* something came that the counts do not cover */
     int server_hello_seen;
     int encrypt_then_mac; /* the last ServerHello had the extension */
+    int follows;
+    int lost; /* there was no memory for something that had to be kept */
+    unsigned char *kept;
+    size_t kept_size;
 };
 
 /* What hangs on an SSL_CTX that is watched: the callbacks that were there before ours. */
@@ -115,6 +122,42 @@ struct chain {
 
 /* ---- the callbacks --------------------------------------------------------------------------- */
 
+static void forget_kept(struct tap *tap) {
+    if (tap->kept != NULL) {
+        pyktls_wipe(tap->kept, tap->kept_size);
+        free(tap->kept);
+    }
+    tap->kept = NULL;
+    tap->kept_size = 0;
+}
+
+/* A message for pyktls_tap_take.  Not realloc(3), which would leave a copy behind. */
+static void keep(struct tap *tap, int write, int content_type, const void *message, size_t size) {
+    size_t before = tap->kept_size;
+    unsigned char *kept = NULL;
+    if (size <= KEPT_MOST && before <= KEPT_MOST) {
+        kept = malloc(before + KEPT_HEADER_SIZE + size);
+    }
+    if (kept == NULL) {
+        tap->lost = 1;
+        return;
+    }
+    if (before > 0) {
+        memcpy(kept, tap->kept, before);
+    }
+    kept[before] = write ? 1 : 0;
+    kept[before + 1] = (unsigned char)content_type;
+    for (size_t i = 0; i < 4; i++) {
+        kept[before + 2 + i] = (unsigned char)(size >> (8 * (3 - i)));
+    }
+    if (size > 0) {
+        memcpy(kept + before + KEPT_HEADER_SIZE, message, size);
+    }
+    forget_kept(tap);
+    tap->kept = kept;
+    tap->kept_size = before + KEPT_HEADER_SIZE + size;
+}
+
 static void free_tap(void *parent, void *pointer, void *ex_data, int index, long argument_long,
                      void *argument_pointer) {
     (void)parent;
@@ -122,9 +165,11 @@ static void free_tap(void *parent, void *pointer, void *ex_data, int index, long
     (void)index;
     (void)argument_long;
     (void)argument_pointer;
-    if (pointer != NULL) {
-        pyktls_wipe(pointer, sizeof(struct tap));
-        free(pointer);
+    struct tap *tap = pointer;
+    if (tap != NULL) {
+        forget_kept(tap);
+        pyktls_wipe(tap, sizeof(*tap));
+        free(tap);
     }
 }
 
@@ -284,6 +329,9 @@ static void on_message(int write, int version, int content_type, const void *dat
         *(const unsigned char *)data == MESSAGE_SERVER_HELLO) {
         tap->server_hello_seen = 1;
         tap->encrypt_then_mac = server_hello_has(data, size, EXTENSION_ENCRYPT_THEN_MAC);
+    }
+    if (tap->follows && (content_type == RECORD_ALERT || content_type == RECORD_HANDSHAKE)) {
+        keep(tap, write, content_type, data, size);
     }
     if (content_type == EVENT_RECORD_HEADER) {
         on_record_header(tap, half, negotiated, data, size);
@@ -448,6 +496,44 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
                                                                          sizeof(out->master));
     }
     return PYKTLS_TAP_OK;
+}
+
+int pyktls_tap_follow(void *ssl) {
+    struct tap *tap =
+        openssl.open ? openssl.SSL_get_ex_data(ssl, openssl.connection_index) : NULL;
+    if (tap == NULL) {
+        return openssl.open ? PYKTLS_TAP_REFUSED : PYKTLS_TAP_NOT_OPEN;
+    }
+    tap->follows = 1;
+    return PYKTLS_TAP_OK;
+}
+
+/* The tap of a connection that is followed. */
+static struct tap *followed(void *ssl) {
+    struct tap *tap =
+        openssl.open ? openssl.SSL_get_ex_data(ssl, openssl.connection_index) : NULL;
+    return tap != NULL && tap->follows ? tap : NULL;
+}
+
+int64_t pyktls_tap_kept(void *ssl) {
+    const struct tap *tap = followed(ssl);
+    if (tap == NULL || tap->lost) {
+        return PYKTLS_TAP_LOST;
+    }
+    return (int64_t)tap->kept_size;
+}
+
+void pyktls_tap_take(void *ssl, unsigned char *out) {
+    struct tap *tap = followed(ssl);
+    if (tap != NULL && tap->kept_size > 0) {
+        memcpy(out, tap->kept, tap->kept_size);
+        forget_kept(tap);
+    }
+}
+
+uint64_t pyktls_tap_read_bytes(void *ssl) {
+    const struct tap *tap = followed(ssl);
+    return tap == NULL ? 0 : tap->read.record_bytes;
 }
 
 int pyktls_tap_leave(void *ssl) {

@@ -85,6 +85,26 @@ int pyktls_tap_watch(void *ssl_ctx);
 int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out);
 
 /*
+ * From now on keeps what the connection hears and says besides data: handshake messages and alerts.
+ * PYKTLS_TAP_REFUSED for a connection that is not watched.
+ */
+int pyktls_tap_follow(void *ssl);
+
+/* What was kept and not yet taken; PYKTLS_TAP_LOST if it could not all be kept. */
+enum { PYKTLS_TAP_LOST = -6 };
+int64_t pyktls_tap_kept(void *ssl);
+
+/*
+ * Takes it: `out` has room for pyktls_tap_kept bytes.  Each message is 1 byte that is 1 if it was
+ * sent and 0 if it was received, the content type in 1 byte, the length in 4 (big-endian), and the
+ * message as OpenSSL saw it.
+ */
+void pyktls_tap_take(void *ssl, unsigned char *out);
+
+/* Bytes of every record that the connection has begun to read, headers included. */
+uint64_t pyktls_tap_read_bytes(void *ssl);
+
+/*
  * Marks the connection as properly closed, without a byte on the wire, so that freeing it later
  * neither sends anything nor throws its session out of the context's cache.
  */

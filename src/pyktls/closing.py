@@ -103,7 +103,7 @@ def finish_sending(layer: RecordLayer, deadline: _records.Deadline) -> None:
             _records.wait_writable(fd, deadline)
             try:
                 layer.answer(_records.Deadline(NO_WAIT))
-                _records.send(
+                layer.outgoing.send(
                     fd,
                     alert(WARNING, CLOSE_NOTIFY),
                     socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,

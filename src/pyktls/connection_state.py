@@ -345,6 +345,7 @@ def snapshot(
         raise HandoffRefused("the socket is closed")
     if layer.receive_error is not None:
         raise HandoffRefused(f"the connection has ended: {layer.receive_error}")
+    layer.check_in_kernel()
     session = layer.session
     copies = None
     if secrets and session.version == TLS_1_3:

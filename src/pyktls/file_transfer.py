@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from . import _records, arguments, linux
-from .errors import InvalidType, InvalidValue
+from .errors import InvalidType, InvalidValue, Unavailable
 from .protocol import APPLICATION_DATA
 from .record_layer import NO_WAIT, RecordLayer
 from .socket_calls import descriptor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
+    from .directions import Incoming, Outgoing
     from .socket_calls import HasFileno
 
 __all__ = ["sendfile", "splice_from", "splice_to"]
@@ -60,7 +61,8 @@ def sendfile(
             raise InvalidValue(str(e)) from None  # it is closed
         if layer.timeout == NO_WAIT:
             raise InvalidValue("non-blocking sockets are not supported")
-        if not size:  # no real file, or one like /proc's: read it
+        # No real file, or one like /proc's; or it is OpenSSL that sends: read it.
+        if not size or not layer.outgoing.in_kernel:
             total = _send_pieces(layer, headers, 0)
             total += use_send(file, offset, count)
             return total + _send_pieces(layer, trailers, 0)
@@ -75,7 +77,7 @@ def sendfile(
             if done and hasattr(file, "seek"):
                 file.seek(offset + done)
         if more and not done:  # the file has lost its content since
-            _records.sendmsg(layer.descriptor(), (), 0, APPLICATION_DATA, layer.deadline())
+            layer.outgoing.sendmsg(layer.descriptor(), (), 0, APPLICATION_DATA, layer.deadline())
         return total + done + _send_pieces(layer, trailers, 0)
 
 
@@ -124,6 +126,7 @@ def splice_from(layer: RecordLayer, pipe: HasFileno | int, count: int, *, more: 
     """KTLSSocket.splice_from."""
     arguments.count("count", count, lowest=1)
     source = descriptor(pipe)
+    _check_carrier("splice_from", layer.outgoing)
     with layer.send_lock:
         deadline = layer.before_sending(min(count, _SENDFILE_STEP), _PIPE_PIECES)
         fd = layer.descriptor()
@@ -140,6 +143,7 @@ def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
     """KTLSSocket.splice_to."""
     arguments.count("count", count, lowest=1)
     target = descriptor(pipe)
+    _check_carrier("splice_to", layer.incoming)
     with layer.receive_lock:
         deadline = layer.deadline()
         if layer.leftover:  # out of OpenSSL's memory, and no kernel has it
@@ -167,6 +171,11 @@ def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
                 return moved
             _after_empty_splice(layer, error)
         return 0
+
+
+def _check_carrier(call: str, direction: Incoming | Outgoing) -> None:
+    if not direction.in_kernel:
+        raise Unavailable(f"{call} needs the direction in the kernel, and OpenSSL has it")
 
 
 def _after_empty_splice(layer: RecordLayer, error: OSError | None) -> None:

@@ -45,9 +45,9 @@ import ssl
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .engines import choice, native, portable
+from .engines import choice, half, native, portable
 from .engines.membio import MemoryBIOHandshake, is_pyopenssl_context
-from .errors import HandoffRefused, InvalidType
+from .errors import HandoffRefused, InvalidType, Unavailable
 
 if TYPE_CHECKING:
     import socket
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 __all__ = [
+    "check_divisible",
+    "detach",
     "engine_of",
     "extract",
     "extract_for_offload",
@@ -149,9 +151,30 @@ def tcp_socket(source: ssl.SSLSocket | MemoryBIOHandshake) -> socket.socket:
     return source
 
 
-def extract_for_offload(source: ssl.SSLSocket | MemoryBIOHandshake) -> Session:
-    """As ``extract``, for one who takes OpenSSL's plaintext too (``take_plaintext``)."""
-    return _extract(source, drained=True)
+def extract_for_offload(
+    source: ssl.SSLSocket | MemoryBIOHandshake, *, receiving: bool = True
+) -> Session:
+    """As ``extract``, for one who takes OpenSSL's plaintext too (``take_plaintext``).
+
+    Without ``receiving`` OpenSSL goes on to receive, and may be in the middle of a record.
+    """
+    return _extract(source, drained=True, receiving=receiving)
+
+
+def check_divisible(source: ssl.SSLSocket | MemoryBIOHandshake) -> None:
+    """Raise unless OpenSSL can go on with one direction of this connection.
+
+    HandoffRefused if the native engine does not watch it, Unavailable where OpenSSL is hidden.
+    """
+    if isinstance(source, MemoryBIOHandshake) or _engine_of_socket(source) != "native":
+        raise HandoffRefused(
+            "one direction can be left to OpenSSL only on an ssl.SSLSocket that the native engine "
+            "watches (pyktls.engines): nothing else tells what OpenSSL hears besides data"
+        )
+    if not half.works():
+        raise Unavailable(
+            "one direction cannot be left to this Python's OpenSSL: it is too old, or hidden"
+        )
 
 
 def take_plaintext(source: ssl.SSLSocket | MemoryBIOHandshake) -> bytes:
@@ -178,6 +201,11 @@ def release(source: ssl.SSLSocket | MemoryBIOHandshake) -> None:
 def leave(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
     """``release``, and detach the socket; returns its descriptor, which is then the caller's."""
     release(source)
+    return detach(source)
+
+
+def detach(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
+    """Detach the socket from an object of which the TLS library is still in use."""
     if isinstance(source, MemoryBIOHandshake):
         return source.sock.detach()
     fd = source.detach()
@@ -213,13 +241,15 @@ def _engine_of_socket(ssl_sock: ssl.SSLSocket) -> str:
     return "native" if native.why_not() is None else "portable"
 
 
-def _extract(source: ssl.SSLSocket | MemoryBIOHandshake, *, drained: bool) -> Session:
+def _extract(
+    source: ssl.SSLSocket | MemoryBIOHandshake, *, drained: bool, receiving: bool = True
+) -> Session:
     if isinstance(source, MemoryBIOHandshake):
         return source.session()
     sslobj = ssl_object(source)
     if _engine_of_socket(source) == "portable":
         return portable.extract(source, drained=drained)
-    return native.extract(sslobj, drained=drained)
+    return native.extract(sslobj, drained=drained, receiving=receiving)
 
 
 def ssl_object(ssl_sock: ssl.SSLSocket) -> Any:

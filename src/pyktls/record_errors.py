@@ -12,7 +12,7 @@ import errno
 from ._kernel import lib
 from .protocol import BAD_RECORD_MAC, INTERNAL_ERROR, PROTOCOL_VERSION, RECORD_OVERFLOW
 
-__all__ = ["BROKEN_RECORD", "ON_FREEBSD", "is_kept"]
+__all__ = ["BROKEN_RECORD", "ON_FREEBSD", "RefusedRecord", "is_kept"]
 
 ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
 
@@ -47,6 +47,16 @@ if ON_FREEBSD:
             "a record's header carries another protocol version, or in TLS 1.3 another type",
         ),
     }
+
+
+class RefusedRecord(OSError):
+    """A record that OpenSSL refuses, where it has the receiving half: the alert, and its words."""
+
+    def __init__(self, description: int, reason: str) -> None:
+        super().__init__(errno.EBADMSG, reason)
+        self.description = description
+        self.reason = reason
+
 
 _PASSING = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.EBADF, errno.EFAULT, errno.ENOMEM}
 

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _records, arguments
 from .ciphers import TLS_1_2
+from .directions import KernelIncoming, KernelOutgoing
 from .errors import (
     Error,
     HandoffRefused,
@@ -55,18 +56,19 @@ from .post_handshake import (
     alert,
 )
 from .protocol import ALERT, CLOSE_NOTIFY, FATAL, HANDSHAKE, INTERNAL_ERROR, KEY_UPDATE, WARNING
-from .record_errors import BROKEN_RECORD, is_kept
+from .record_errors import BROKEN_RECORD, RefusedRecord, is_kept
 from .record_limit import Decision, RecordBudget
-from .session import Direction, Session
 from .socket_calls import getsockopt
-from .switch import rekey_fd, system
+from .switch import system
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from .resumption import TicketKeeper
+    from .directions import Incoming, Outgoing
+    from .resumption import Tickets
+    from .session import Session
 
 __all__ = ["NO_WAIT", "RecordLayer"]
 
@@ -81,6 +83,9 @@ _NO_SECRETS = (
     "this process has no traffic secrets: they were not moved with the connection (secrets=True), "
     "or never given"
 )
+_KERNEL_INCOMING = KernelIncoming()
+_KERNEL_OUTGOING = KernelOutgoing()
+
 # Two processes that went on from the same secret would use the same keys from record 0 on.
 _FORKED = "after a fork only the process that made the socket changes keys"
 
@@ -90,7 +95,9 @@ class RecordLayer(_records.Channel):
 
     ``fd`` and ``timeout`` are the descriptor and the timeout of the socket that this belongs to;
     it keeps them up to date.  ``leftover`` is what OpenSSL had decrypted and nobody has read yet.
-    ``tickets`` gets each NewSessionTicket, and its secrets are wiped with the others.
+    ``tickets`` gets each NewSessionTicket, and its secrets are wiped with the others.  ``incoming``
+    and ``outgoing`` carry the two directions (directions.py): the kernel, unless ``leave_to`` says
+    otherwise.
     """
 
     def __init__(
@@ -99,10 +106,12 @@ class RecordLayer(_records.Channel):
         fd: int,
         timeout: float | None = None,
         *,
-        tickets: TicketKeeper | None = None,
+        tickets: Tickets | None = None,
     ) -> None:
         self.session = session
         self.tickets = tickets
+        self.incoming: Incoming = _KERNEL_INCOMING
+        self.outgoing: Outgoing = _KERNEL_OUTGOING
         self.post = PostHandshake(session.version, session.role)
         self.receive_error: Error | OSError | None = None
         self.receive_ended = False  # close_notify was received
@@ -133,6 +142,28 @@ class RecordLayer(_records.Channel):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return fd
 
+    def leave_to(
+        self, *, incoming: Incoming | None = None, outgoing: Outgoing | None = None
+    ) -> None:
+        """Have a direction carried by something else than the kernel; before the first use."""
+        self.incoming = incoming or self.incoming
+        self.outgoing = outgoing or self.outgoing
+        self._look_at_reading()
+        self._look_at_sending()
+
+    def check_in_kernel(self) -> None:
+        """Raise HandoffRefused unless the kernel has both directions."""
+        if not (self.incoming.in_kernel and self.outgoing.in_kernel):
+            doing = "sends on" if self.incoming.in_kernel else "receives from"
+            raise HandoffRefused(
+                "the kernel has one direction only: it is the OpenSSL of this process that "
+                f"{doing} the connection"
+            )
+
+    def pending(self) -> int:
+        """Bytes of plaintext that are not in the kernel, and that select(2) does not see."""
+        return len(self._leftover) + self.incoming.pending()
+
     def check_all_read(self) -> None:
         """Raise HandoffRefused while there is plaintext that only this object has."""
         if self._leftover:
@@ -146,6 +177,8 @@ class RecordLayer(_records.Channel):
         self.end_sending()
         self.leftover = b""
         self.session.wipe()
+        self.incoming.release()
+        self.outgoing.release()
         if self.tickets is not None:
             self.tickets.wipe()
 
@@ -161,13 +194,13 @@ class RecordLayer(_records.Channel):
         self._look_at_sending()
 
     def _look_at_reading(self) -> None:
-        self.straight_in = not (
+        self.straight_in = self.incoming.in_kernel and not (
             self._leftover or self.receive_ended or self.receive_error or not self.post.quiet
         )
 
     def _look_at_sending(self) -> None:
         """Only with the send lock: another thread may be ending it right now."""
-        self.straight_out = True
+        self.straight_out = self.outgoing.in_kernel
         if self.send_ended or self.post.answer_due:
             self.straight_out = False
 
@@ -196,7 +229,7 @@ class RecordLayer(_records.Channel):
             self.raise_again()
             fd = self.descriptor()
             try:
-                data, record_type, msg_flags = _records.recv(fd, bufsize, flags, deadline)
+                data, record_type, msg_flags = self.incoming.recv(fd, bufsize, flags, deadline)
             except OSError as e:
                 self.receive_failed(e)
             if self._is_data(record_type, len(data), msg_flags):
@@ -258,7 +291,7 @@ class RecordLayer(_records.Channel):
                 while not self.receive_ended and not self.receive_error:
                     fd = self.descriptor()
                     try:
-                        received, record_type, msg_flags = _records.recvmsg_into(
+                        received, record_type, msg_flags = self.incoming.recvmsg_into(
                             fd, views, flags, deadline
                         )
                     except OSError as e:
@@ -317,13 +350,13 @@ class RecordLayer(_records.Channel):
         fd = self.descriptor()
         peeked = bool(flags & socket.MSG_PEEK)
         try:
-            received, record_type, msg_flags = _records.recv_into(fd, view, 0, flags, deadline)
+            received, record_type, msg_flags = self.incoming.recv_into(fd, view, 0, flags, deadline)
         except OSError as e:
             self.receive_failed(e)
         if self._is_data(record_type, received, msg_flags, peeked=peeked):
             if not received and peeked:
                 # Empty records with something else behind them: a look does not take them away.
-                _records.recv(fd, 1, 0, deadline)
+                self.incoming.recv(fd, 1, 0, deadline)
             return received or None  # an empty record is no end of the stream
         self._not_data([view], received, record_type, msg_flags, flags, deadline)
         return 0 if self.receive_ended else None
@@ -398,7 +431,7 @@ class RecordLayer(_records.Channel):
         last = len(piece)
         while last == asked and not msg_flags & socket.MSG_EOR:
             asked = _CONTROL_SIZE
-            data, _, msg_flags = _records.recv(fd, asked, 0, deadline)
+            data, _, msg_flags = self.incoming.recv(fd, asked, 0, deadline)
             piece += data
             last = len(data)
         new_keys = False
@@ -409,7 +442,7 @@ class RecordLayer(_records.Channel):
             if record_type == HANDSHAKE and piece[:1] == _LIKE_KEY_UPDATE and not new_keys:
                 # To Linux this looked like a KeyUpdate, and it waits for keys.  It was a part of
                 # one, or the middle of another message.
-                system.go_on_receiving(fd)
+                self.incoming.go_on(fd)
         except Violation as e:
             self._fail(e.description, RecordError(str(e)))
         finally:
@@ -431,10 +464,10 @@ class RecordLayer(_records.Channel):
             case SendWarning(description):
                 self.try_to_send(alert(WARNING, description), ALERT)
             case KeyUpdateReceived(answer_wanted):
-                self._change_receiving_keys()
+                if self.incoming.in_kernel:  # else it is done already
+                    self._change_receiving_keys()
                 if answer_wanted:
-                    self.straight_out = False
-                    self._answer_if_free()
+                    self._prepare_answer()
             case TicketReceived(body):
                 if self.tickets is not None:
                     self.tickets.add(body)
@@ -443,6 +476,10 @@ class RecordLayer(_records.Channel):
 
     def receive_failed(self, error: OSError) -> NoReturn:
         """Map what a read raised; errors of the record layer are kept."""
+        if isinstance(error, RefusedRecord):
+            self._fail(
+                error.description, RecordError(f"a record was refused: {error.reason}"), error
+            )
         broken = BROKEN_RECORD.get(error.errno or 0)
         if broken is None:
             if is_kept(error):
@@ -514,7 +551,7 @@ class RecordLayer(_records.Channel):
                 ),
             )
         try:
-            rekey_fd(self.descriptor(), self.session, Direction.RX)
+            self.incoming.change_keys(self.descriptor(), self.session)
         except OSError as e:
             self._fail(
                 INTERNAL_ERROR,
@@ -536,23 +573,21 @@ class RecordLayer(_records.Channel):
             self._send_key_update(message, deadline)
 
     def _can_change_keys(self) -> bool:
-        return self._missing_for_new_keys() is None and system.can_rekey(
-            self.session.version, self.session.cipher.aead
-        )
+        return self._missing_for_new_keys() is None and self.outgoing.can_change_keys(self.session)
 
     def _send_key_update(self, message: bytes, deadline: _records.Deadline) -> None:
         """Send a KeyUpdate, and change the sending keys right after it.  Holds the send lock."""
         fd = self.descriptor()
         flags = 0 if deadline.remaining() != NO_WAIT else socket.MSG_DONTWAIT
         try:
-            _records.send(fd, message, flags, HANDSHAKE, deadline)
+            self.outgoing.send_key_update(fd, message, flags, deadline)
         except OSError:
             raise  # it is a whole record or nothing
         except BaseException:  # a signal handler's: nobody knows when it came
             self.end_sending()
             raise
         try:
-            rekey_fd(fd, self.session, Direction.TX)
+            self.outgoing.change_keys(fd, self.session)
         except BaseException:
             # The peer now expects the new keys: nothing more can be sent that it could read.
             self.end_sending()
@@ -561,6 +596,18 @@ class RecordLayer(_records.Channel):
         self._budget.rekeyed()
         self._plan_next_count(1)
         self._look_at_sending()
+
+    def _prepare_answer(self) -> None:
+        """Answer the peer's KeyUpdate now or before the next data."""
+        if not self.incoming.in_kernel and not self._can_change_keys():
+            # Receiving could go on, but nothing could be sent any more.
+            reason = self._missing_for_new_keys() or system.NO_REKEY
+            self._fail(
+                INTERNAL_ERROR,
+                RecordError(f"the peer asked for a change of keys, which cannot be made: {reason}"),
+            )
+        self.straight_out = False
+        self._answer_if_free()
 
     def _answer_if_free(self) -> None:
         """Answer a KeyUpdate now, unless another thread is sending: then that one does."""
@@ -616,7 +663,7 @@ class RecordLayer(_records.Channel):
         self._plan_next_count(wanted)
 
     def _ask_budget(self, wanted: int) -> Decision:
-        sequence = system.next_sequence(self.descriptor(), Direction.TX)
+        sequence = self.outgoing.next_sequence(self.descriptor())
         if sequence is None:  # then the estimate is all there is
             sequence = self.records_sent
         return self._budget.reached(sequence, wanted)
@@ -645,7 +692,7 @@ class RecordLayer(_records.Channel):
             deadline = self.before_sending(len(piece))
             if not len(piece):
                 return 0  # no such record can be sent, and none is needed
-            return _records.send(self.fd, piece, flags, _records.NO_RECORD_TYPE, deadline)
+            return self.outgoing.send(self.fd, piece, flags, _records.NO_RECORD_TYPE, deadline)
 
     def sendall_slowly(self, data: ReadableBuffer, flags: Any) -> None:
         """Do sendall with any arguments, in any state."""
@@ -656,7 +703,7 @@ class RecordLayer(_records.Channel):
                 with view[begin : begin + _MOST_AT_ONCE] as piece:
                     if begin:
                         self.count_records(len(piece), 1, deadline)
-                    _records.sendall(self.fd, piece, flags, deadline)
+                    self.outgoing.sendall(self.fd, piece, flags, deadline)
 
     def sendmsg_slowly(
         self, buffers: Iterable[ReadableBuffer], ancdata: Any, flags: Any, address: object
@@ -676,7 +723,7 @@ class RecordLayer(_records.Channel):
         with self.send_lock:
             size = sum(map(len, views))
             deadline = self.before_sending(size, len(views) + 1)
-            return _records.sendmsg(self.fd, views, flags, _records.NO_RECORD_TYPE, deadline)
+            return self.outgoing.sendmsg(self.fd, views, flags, _records.NO_RECORD_TYPE, deadline)
 
     def try_to_send(self, payload: bytes, record_type: int) -> bool:
         """Send a control record if that is possible at once; tells whether it was."""
@@ -685,7 +732,7 @@ class RecordLayer(_records.Channel):
         try:
             if self.send_ended:
                 return False
-            _records.send(
+            self.outgoing.send(
                 self.descriptor(),
                 payload,
                 socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,

@@ -15,67 +15,99 @@ somebody asks for the session.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .ciphers import TLS_1_3
 from .engines import apart
-from .key_schedule import wipe
-from .protocol import APPLICATION_DATA, HANDSHAKE, NEW_SESSION_TICKET
+from .protocol import HANDSHAKE, NEW_SESSION_TICKET
+from .sealing import MOST_CONTENT, seal_record
 from .session import DirectionKeys
 
 if TYPE_CHECKING:
+    import contextlib
     import ssl
 
     from .ciphers import CipherSuite
     from .session import Session
 
-__all__ = ["TicketKeeper", "seal"]
+__all__ = ["OpenSSLTickets", "TicketKeeper", "Tickets", "seal"]
 
 # The newest count: a server that sends more than these in one connection replaces old ones.
 _MOST_TICKETS = 8
-_MOST_CONTENT = 2**14  # of a record (RFC 8446 section 5.1)
 
 
 def seal(suite: CipherSuite, keys: DirectionKeys, message: bytes) -> tuple[bytes, int] | None:
     """A handshake message as TLS 1.3 records under ``keys``, and the number of them.
 
-    None where OpenSSL does not have the cipher (RFC 8446 section 5.2 for the record).
+    None where OpenSSL does not have the cipher.
     """
+    pieces = [
+        message[start : start + MOST_CONTENT] for start in range(0, len(message), MOST_CONTENT)
+    ]
     sealed = bytearray()
-    count = 0
-    for start in range(0, len(message), _MOST_CONTENT):
-        content = message[start : start + _MOST_CONTENT] + bytes((HANDSHAKE,))
-        length = len(content) + suite.aead.tag_length
-        header = struct.pack(">BHH", APPLICATION_DATA, 0x0303, length)
-        # RFC 8446 section 5.3.
-        number = (keys.sequence + count).to_bytes(len(keys.iv), "big")
-        nonce = bytearray(a ^ b for a, b in zip(keys.iv, number, strict=True))
-        body = apart.seal(suite.aead, keys.key, nonce, header, content)
-        wipe(nonce)
-        if body is None:
+    for number, piece in enumerate(pieces, keys.sequence):
+        record = seal_record(suite, keys, number, HANDSHAKE, piece)
+        if record is None:
             return None
-        sealed += header + body
-        count += 1
-    return bytes(sealed), count
+        sealed += record
+    return bytes(sealed), len(pieces)
+
+
+class Tickets(Protocol):
+    """Where a client's tickets go, and what comes of them."""
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What ``ssl.SSLContext.wrap_socket(session=...)`` takes; None as long as there is none."""
+
+    def add(self, body: bytes) -> None:
+        """Keep the body of a NewSessionTicket (RFC 8446 section 4.6.1)."""
+
+    def wipe(self) -> None:
+        """Overwrite the keys that were kept for it."""
+
+
+class OpenSSLTickets:
+    """The tickets of a connection on which OpenSSL itself receives: it has them already."""
+
+    def __init__(self, sslobj: Any) -> None:
+        self._sslobj = sslobj
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """OpenSSL's session."""
+        session: ssl.SSLSession | None = self._sslobj.session
+        return session
+
+    def add(self, body: bytes) -> None:
+        """Nothing."""
+
+    def wipe(self) -> None:
+        """Nothing: OpenSSL's secrets are its own."""
 
 
 class TicketKeeper:
     """The tickets of one client connection, and the way to the ssl module's session object.
 
     ``sslobj`` is the ``_ssl._SSLSocket`` that made the connection, ``session`` what was extracted
-    from it.  Holds a copy of the receiving keys, until ``wipe``.
+    from it.  Holds a copy of the receiving keys, until ``wipe``.  ``lock`` is that of OpenSSL's
+    object where others use it too.
     """
 
-    def __init__(self, sslobj: Any, session: Session) -> None:
+    def __init__(
+        self,
+        sslobj: Any,
+        session: Session,
+        lock: contextlib.AbstractContextManager[Any] | None = None,
+    ) -> None:
         self._sslobj = sslobj
         self._suite = session.cipher
         rx = session.rx
         self._keys = DirectionKeys(rx.key, rx.iv, rx.sequence)
         self._tickets: deque[bytes] = deque(maxlen=_MOST_TICKETS)
-        self._lock = threading.Lock()
+        self._lock = lock or threading.Lock()
         self._usable = session.version == TLS_1_3 and apart.works()
         if not self._usable:  # TLS 1.2 has all its tickets in the handshake
             self._keys.wipe()

@@ -110,11 +110,12 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         return tickets.session if tickets else None
 
     def pending(self) -> int:
-        """Bytes that OpenSSL had decrypted before the switch and that are still to be read.
+        """Bytes that OpenSSL has decrypted and that are still to be read.
 
-        They are not seen by select or poll.
+        They are not seen by select or poll.  They are from before the switch, unless OpenSSL still
+        receives.
         """
-        return len(self._layer.leftover)
+        return self._layer.pending()
 
     def __repr__(self) -> str:
         state = "closed" if self.fileno() < 0 else f"fd={self.fileno()}"
@@ -257,8 +258,9 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         peer's certificate, and plaintext not read yet (``pending()``), are in it in any case.
 
         Raises HandoffRefused, with the reason, if the connection cannot go on elsewhere: it is
-        closed or has ended by an error, another call on it is under way, file objects made by
-        makefile() are open and may hold data, or the secrets are not here.
+        closed or has ended by an error, the kernel has only one direction, another call on it is
+        under way, file objects made by makefile() are open and may hold data, or the secrets are
+        not here.
         """
         with alone(self._layer):
             return self._packed_state(secrets)
@@ -324,8 +326,10 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         a plain close can lose what was sent last.  An ``export_state`` made before is the way back
         (``from_state``).
 
-        Raises HandoffRefused while ``pending()`` bytes are unread, which would be lost.
+        Raises HandoffRefused while ``pending()`` bytes are unread, which would be lost, and if the
+        kernel has only one direction.
         """
+        self._layer.check_in_kernel()
         self._layer.check_all_read()
         fd = super().detach()
         self._layer.forget()

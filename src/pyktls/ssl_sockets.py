@@ -255,7 +255,7 @@ class _Switched:
         return self._sock.send(data)
 
     def pending(self) -> int:
-        return len(self._layer.leftover)
+        return self._layer.pending()
 
     def do_handshake(self) -> None:
         """Nothing: it is done."""
@@ -397,25 +397,47 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     def _switch(self) -> None:
         try:
             self._check_plans()
-            layer = take_over(self, extract_checked(self), _SSLRecordLayer)
-        except (HandoffRefused, Unavailable, OSError) as e:
-            if isinstance(e, OSError):  # of a system call that came before the first key
-                refusal: HandoffRefused | Unavailable = HandoffRefused(f"the kernel refused: {e}")
-                refusal.__cause__ = e
-            else:
-                refusal = e
-            self._refusal = refusal
-            if self.require or getattr(refusal, "dead", False):
-                self.close()
-                if self.fileno() >= 0:  # file objects of makefile() would go on with it
-                    self._real_close()
-                raise _as_failed_handshake(refusal) from refusal
+        except HandoffRefused as e:
+            self._stay(e)
             return
-        release(self)
+        layer, refusal = self._try_to_switch(rx=True)
+        if refusal is not None and not self.require and not getattr(refusal, "dead", False):
+            # A kernel may be able to send and not to receive (FreeBSD before 14, TLS 1.3).
+            layer, _ = self._try_to_switch(rx=False)
+        if layer is None:
+            assert refusal is not None  # noqa: S101  (for the type checker)
+            self._stay(refusal)
+            return
+        self._refusal = refusal
         layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
-        self._refusal = None
         self._sslobj = _Switched(self, self._sslobj, layer)
         self._layer = layer
+
+    def _try_to_switch(
+        self, *, rx: bool
+    ) -> tuple[_SSLRecordLayer, None] | tuple[None, HandoffRefused | Unavailable]:
+        """The record layer, or the reason why there is none."""
+        try:
+            session = extract_checked(self, rx=rx)
+            layer = take_over(self, session, _SSLRecordLayer, rx=rx)
+        except (HandoffRefused, Unavailable) as e:
+            return None, e
+        except OSError as e:  # of a system call that came before the first key
+            refusal = HandoffRefused(f"the kernel refused: {e}")
+            refusal.__cause__ = e
+            return None, refusal
+        if rx:
+            release(self)
+        return layer, None
+
+    def _stay(self, refusal: HandoffRefused | Unavailable) -> None:
+        """Stay with OpenSSL, if that is allowed."""
+        self._refusal = refusal
+        if self.require or getattr(refusal, "dead", False):
+            self.close()
+            if self.fileno() >= 0:  # file objects of makefile() would go on with it
+                self._real_close()
+            raise _as_failed_handshake(refusal) from refusal
 
     def _check_plans(self) -> None:
         """Refuse what the context's owner has planned to do later, and only OpenSSL can."""

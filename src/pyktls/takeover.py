@@ -10,10 +10,19 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
+from .directions import OpenSSLIncoming, OpenSSLOutgoing
 from .engines import apart
-from .handoff import extract_for_offload, ssl_object, take_plaintext, tcp_socket
+from .engines.half import Half
+from .errors import HandoffRefused
+from .handoff import (
+    check_divisible,
+    extract_for_offload,
+    ssl_object,
+    take_plaintext,
+    tcp_socket,
+)
 from .record_layer import RecordLayer
-from .resumption import TicketKeeper
+from .resumption import OpenSSLTickets, TicketKeeper
 from .session import Role, Session
 from .switch import check_socket, install_fd
 
@@ -39,38 +48,75 @@ class Handshake(NamedTuple):
         return cls(source.selected_alpn_protocol(), peer, source.getpeercert(binary_form=True))
 
 
-def extract_checked(source: ssl.SSLSocket | MemoryBIOHandshake) -> Session:
+def extract_checked(
+    source: ssl.SSLSocket | MemoryBIOHandshake, *, tx: bool = True, rx: bool = True
+) -> Session:
     """The session of a connection that can be taken over, as far as can be known beforehand.
 
     Raises as ``pyktls.offload`` does; nothing has changed then.
     """
     check_socket(tcp_socket(source))
-    return extract_for_offload(source)
+    if not (tx and rx):
+        check_divisible(source)
+    return extract_for_offload(source, receiving=rx)
 
 
 def take_over(
-    source: ssl.SSLSocket | MemoryBIOHandshake, session: Session, kind: type[Layer]
+    source: ssl.SSLSocket | MemoryBIOHandshake,
+    session: Session,
+    kind: type[Layer],
+    *,
+    tx: bool = True,
+    rx: bool = True,
 ) -> Layer:
     """Switch the connection of ``source``, and make its record layer, a ``kind``.
 
-    ``session`` is what ``extract_checked`` gave.  The TLS library is still to be released.  Raises
-    HandoffRefused and Unavailable; then nothing has changed, unless the error is ``dead``.
+    ``session`` is what ``extract_checked`` gave, for the same directions.  The TLS library is still
+    to be released, where it has no direction left.  Raises HandoffRefused and Unavailable; then
+    nothing has changed, unless the error is ``dead``.
     """
     sock = tcp_socket(source)
     sslobj = ssl_object(source) if isinstance(source, ssl.SSLSocket) else None
-    tickets = None
-    if sslobj is not None and session.role is Role.CLIENT:
-        tickets = TicketKeeper(sslobj, session)
+    half = None if tx and rx else Half(sslobj)
+    tickets = _tickets(sslobj, session, half, rx=rx)
     layer = kind(session, sock.fileno(), sock.gettimeout(), tickets=tickets)
     try:
-        install_fd(sock.fileno(), session, tx=True, rx=True)
+        install_fd(sock.fileno(), session, tx=tx, rx=rx)
     except BaseException:
         layer.forget()
         raise
     # The kernel has the connection.  From here on nothing may fail.
-    layer.leftover = take_plaintext(source)
-    if tickets is not None:
+    if rx:
+        layer.leftover = take_plaintext(source)
+    if half is not None:
+        _divide(half, layer, receives=not rx)
+    elif isinstance(tickets, TicketKeeper):
         tickets.isolate()
     elif sslobj is not None:
         apart.isolate(sslobj)
     return layer
+
+
+def _tickets(
+    sslobj: Any, session: Session, half: Half | None, *, rx: bool
+) -> TicketKeeper | OpenSSLTickets | None:
+    if sslobj is None or session.role is not Role.CLIENT:
+        return None
+    if not rx:
+        return OpenSSLTickets(sslobj)
+    return TicketKeeper(sslobj, session, None if half is None else half.lock)
+
+
+def _divide(half: Half, layer: RecordLayer, *, receives: bool) -> None:
+    """Leave a direction to OpenSSL."""
+    if not half.begin(reads=receives):
+        layer.forget()
+        dead = HandoffRefused(
+            "OpenSSL has no memory to go on with one direction: the connection is dead, close it"
+        )
+        dead.dead = True
+        raise dead
+    if receives:
+        layer.leave_to(incoming=OpenSSLIncoming(half))
+    else:
+        layer.leave_to(outgoing=OpenSSLOutgoing(half))

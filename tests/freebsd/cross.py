@@ -28,6 +28,7 @@ OWN = (
     "abi_freebsd_check.c",
     "openssl_tap.c",
     "openssl_apart.c",
+    "openssl_half.c",
 )
 LIMITED = "-DPy_LIMITED_API=0x030B0000"
 

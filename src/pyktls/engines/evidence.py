@@ -100,14 +100,15 @@ class Evidence:
 # ---- reasons against -------------------------------------------------------------------------
 
 
-def refusals(seen: Any, *, drained: bool) -> Iterator[str]:
+def refusals(seen: Any, *, drained: bool, receiving: bool = True) -> Iterator[str]:
     """Why this connection cannot be handed over now, the most telling reason first.
 
-    With ``drained`` the plaintext that OpenSSL still holds is the caller's affair.
+    With ``drained`` the plaintext that OpenSSL still holds is the caller's affair.  Without
+    ``receiving`` that half is not handed over, and may be in the middle of a record.
     """
     yield from _wrong_state(seen)
     yield from _wrong_kind(seen)
-    yield from _something_left(seen, drained=drained)
+    yield from _something_left(seen, drained=drained, receiving=receiving)
 
 
 def _wrong_state(seen: Any) -> Iterator[str]:
@@ -138,16 +139,17 @@ def _wrong_kind(seen: Any) -> Iterator[str]:
         yield "the connection began with early data"
 
 
-def _something_left(seen: Any, *, drained: bool) -> Iterator[str]:
+def _something_left(seen: Any, *, drained: bool, receiving: bool) -> Iterator[str]:
     if not drained and seen.pending:
         yield (
             f"OpenSSL still holds {seen.pending} bytes of received plaintext: read them first, or "
             "use pyktls.offload, which serves them"
         )
-    for half, reading in ((seen.read, True), (seen.write, False)):
-        if half.record_bytes != half.moved_bytes:
-            yield _off_boundary(half, reading=reading)
-    if seen.read.handshake_bytes:
+    if seen.read.record_bytes != seen.read.moved_bytes and receiving:
+        yield _off_boundary(seen.read, reading=True)
+    if seen.write.record_bytes != seen.write.moved_bytes:
+        yield _off_boundary(seen.write, reading=False)
+    if seen.read.handshake_bytes and receiving:
         yield "the last handshake message is incomplete, or was padded: read on, then try again"
 
 

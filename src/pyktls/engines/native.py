@@ -29,7 +29,8 @@ from .evidence import refusals, session_from
 if TYPE_CHECKING:
     from typing import Any
 
-    from pyktls.session import Session
+    from pyktls.ciphers import CipherSuite
+    from pyktls.session import DirectionKeys, Session
 
 __all__ = [
     "extract",
@@ -37,6 +38,7 @@ __all__ = [
     "leave",
     "openssl_ktls",
     "progress",
+    "sending_keys",
     "ssl_pointer",
     "watch",
     "why_not",
@@ -156,17 +158,26 @@ class _Snapshot:
         lib.pyktls_tap_wipe(self._struct, ffi.sizeof("struct pyktls_tap_snapshot"))
 
 
-def extract(sslobj: object, *, drained: bool = False) -> Session:
+def extract(sslobj: object, *, drained: bool = False, receiving: bool = True) -> Session:
     """The session of a ``_ssl._SSLSocket``.
 
-    With ``drained`` the plaintext that OpenSSL still holds is the caller's affair.  Raises
+    With ``drained`` the plaintext that OpenSSL still holds is the caller's affair; without
+    ``receiving`` OpenSSL goes on to receive, and may be in the middle of that.  Raises
     HandoffRefused with the first reason against it; nothing is changed.
     """
     _require()
     with _Snapshot(sslobj) as seen:
-        for reason in refusals(seen, drained=drained):
+        for reason in refusals(seen, drained=drained, receiving=receiving):
             raise HandoffRefused(reason)
         return session_from(seen, "native")
+
+
+def sending_keys(sslobj: object) -> tuple[CipherSuite, DirectionKeys]:
+    """The keys that OpenSSL sends with now, in whatever state the connection is; wipe them."""
+    with _Snapshot(sslobj) as seen:
+        session = session_from(seen, "native")
+    session.rx.wipe()
+    return session.cipher, session.tx
 
 
 def openssl_ktls(sslobj: object) -> tuple[bool, bool] | None:
