@@ -1,14 +1,18 @@
-/* The functions of OpenSSL that csrc/openssl_tap.c looks up: see fake_libssl.h. */
+/* The functions of libssl that csrc/openssl_*.c look up: see fake_libssl.h. */
 #include "fake_libssl.h"
 
 #include <string.h>
 
+#include "wipe.h"
+
 #define CLASSES 2
-#define GET_KTLS_SEND 73
-#define GET_KTLS_RECV 76
+#define RECEIVED_SHUTDOWN 2
+#define ERROR_SSL 1
+#define ERROR_WANT_READ 2
+#define ERROR_SYSCALL 5
+#define ERROR_ZERO_RETURN 6
 
 int fake_refused_class = -1;
-int fake_misuse;
 
 static ex_free_function free_functions[CLASSES][EX_DATA];
 static int used[CLASSES] = {1, 1}; /* 0 is the application's own */
@@ -30,6 +34,8 @@ void fake_ssl_init(struct fake_ssl *ssl, struct fake_ctx *ctx) {
 
 void fake_ssl_free(struct fake_ssl *ssl) {
     free_ex_data(0, ssl, ssl->ex_data);
+    BIO_free(ssl->read_bio);
+    BIO_free(ssl->write_bio);
 }
 
 void fake_ctx_free(struct fake_ctx *ctx) {
@@ -42,7 +48,6 @@ void fake_ctx_free(struct fake_ctx *ctx) {
  */
 #define SSL(pointer) ((struct fake_ssl *)(pointer))
 #define CTX(pointer) ((struct fake_ctx *)(pointer))
-#define BIO(pointer) ((struct fake_bio *)(pointer))
 #define SESSION(pointer) ((struct fake_session *)(pointer))
 
 #define GETTER(name, type, expression)                                                             \
@@ -117,6 +122,18 @@ void SSL_set_shutdown(void *ssl, int mode) {
     SSL(ssl)->shutdown = mode;
 }
 
+void SSL_set0_rbio(void *ssl, void *bio);
+void SSL_set0_rbio(void *ssl, void *bio) {
+    BIO_free(SSL(ssl)->read_bio);
+    SSL(ssl)->read_bio = bio;
+}
+
+void SSL_set0_wbio(void *ssl, void *bio);
+void SSL_set0_wbio(void *ssl, void *bio) {
+    BIO_free(SSL(ssl)->write_bio);
+    SSL(ssl)->write_bio = bio;
+}
+
 GETTER(SSL_CTX_get_options, uint64_t, CTX(object)->options)
 GETTER(SSL_CTX_get_keylog_callback, keylog_function, CTX(object)->keylog)
 GETTER(SSL_CTX_get_info_callback, info_function, CTX(object)->info)
@@ -141,10 +158,8 @@ static size_t copy_out(unsigned char *out, size_t room, const unsigned char *fro
         return size; /* as OpenSSL: it asks for the length */
     }
     size = room < size ? room : size;
-    /* Byte by byte, for test_wipe.c: what the real one leaves in registers is not ours to test. */
-    for (size_t i = 0; i < size; i++) {
-        ((volatile unsigned char *)out)[i] = from[i];
-    }
+    /* For test_wipe.c: what the real one leaves in registers is not ours to test. */
+    pyktls_copy_secret(out, from, size);
     return size;
 }
 
@@ -163,22 +178,43 @@ size_t SSL_SESSION_get_master_key(const void *session, unsigned char *out, size_
     return copy_out(out, room, SESSION(session)->master, SESSION(session)->master_length);
 }
 
-uint64_t BIO_number_read(void *bio);
-uint64_t BIO_number_read(void *bio) {
-    return BIO(bio)->read;
-}
+/* ---- reading --------------------------------------------------------------------------------- */
 
-uint64_t BIO_number_written(void *bio);
-uint64_t BIO_number_written(void *bio) {
-    return BIO(bio)->written;
-}
-
-long BIO_ctrl(void *bio, int command, long argument, void *pointer);
-long BIO_ctrl(void *bio, int command, long argument, void *pointer) {
-    int known = command == GET_KTLS_SEND || command == GET_KTLS_RECV;
-    if (argument != 0 || pointer != NULL || !known) {
-        fake_misuse++;
+static int take(struct fake_ssl *ssl, struct fake_reading *reading, void *out, int room) {
+    reading->calls++;
+    reading->shutdown_before = ssl->shutdown;
+    if (ssl->shutdown & RECEIVED_SHUTDOWN) {
+        ssl->error = ERROR_ZERO_RETURN;
         return 0;
     }
-    return command == GET_KTLS_SEND ? BIO(bio)->ktls_send : BIO(bio)->ktls_recv;
+    struct fake_bio *bio = ssl->read_bio;
+    memcpy(ssl->taken + ssl->taken_size, bio->data, bio->size);
+    ssl->taken_size += bio->size;
+    bio->size = 0;
+    ssl->shutdown |= reading->shutdown;
+    on_openssl.errors += reading->queues;
+    if (reading->result == 0 && reading->error == 0) {
+        ssl->error = bio->at_end < 0 ? ERROR_WANT_READ : ERROR_SYSCALL;
+        return bio->at_end;
+    }
+    ssl->error = reading->error;
+    int result = reading->result < room ? reading->result : room;
+    if (result > 0) {
+        memset(out, 0xee, (size_t)result);
+    }
+    return result;
+}
+
+int SSL_peek(void *ssl, void *out, int room);
+int SSL_peek(void *ssl, void *out, int room) {
+    return take(ssl, &SSL(ssl)->peek, out, room);
+}
+
+/* An error in the queue comes first, whatever it is of. */
+int SSL_get_error(const void *ssl, int result);
+int SSL_get_error(const void *ssl, int result) {
+    if (result > 0) {
+        return 0;
+    }
+    return on_openssl.errors > 0 ? ERROR_SSL : SSL(ssl)->error;
 }

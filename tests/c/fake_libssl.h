@@ -1,12 +1,15 @@
 /*
  * An OpenSSL without TLS: its objects are these structs, which the test fills and calls back from.
- * All that csrc/openssl_tap.c looks up is there (fake_libssl.c), and answers from them.
+ * All that csrc/openssl_*.c look up of libssl is there (fake_libssl.c), and answers from them; what
+ * they look up of libcrypto is in fake_libcrypto.c.  Both are one library.
  */
 #ifndef FAKE_LIBSSL_H
 #define FAKE_LIBSSL_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include "fake_libcrypto.h"
 
 #define EX_DATA 16
 
@@ -26,15 +29,23 @@ struct fake_ctx {
     int refuses_ex_data;
 };
 
-struct fake_bio {
-    uint64_t read, written;
-    long ktls_send, ktls_recv;
-};
-
 struct fake_session {
     uint8_t max_fragment;
     unsigned char master[48];
     size_t master_length;
+};
+
+/*
+ * What a call that reads is told to do, and what it tells the test.  Told nothing, it does as one
+ * that takes all there is in the BIO and finds nothing to hand out.
+ */
+struct fake_reading {
+    int result;   /* what it returns, or how much there would be to hand out */
+    int error;    /* what SSL_get_error says after it */
+    int queues;   /* leaves this many errors in the queue */
+    int shutdown; /* sets these flags, as an alert does that was read */
+
+    int calls, shutdown_before;
 };
 
 struct fake_ssl {
@@ -48,14 +59,16 @@ struct fake_ssl {
     unsigned char client_random[32], server_random[32];
     struct fake_bio *read_bio, *write_bio;
     struct fake_session *session;
+    struct fake_reading peek;
+    unsigned char taken[FAKE_ROOM]; /* all that it read from its BIO */
+    size_t taken_size;
+    int error; /* of the last call */
 };
 
 /* Which class of ex_data gets no index: 0 connections, 1 contexts, -1 none is refused. */
 extern int fake_refused_class;
-/* Calls that must never be made: a BIO control that is not a question. */
-extern int fake_misuse;
 
-/* As SSL_new and SSL_free: the context's callback is copied, the ex_data freed. */
+/* As SSL_new and SSL_free: the context's callback is copied, ex_data and BIOs are freed. */
 void fake_ssl_init(struct fake_ssl *ssl, struct fake_ctx *ctx);
 void fake_ssl_free(struct fake_ssl *ssl);
 void fake_ctx_free(struct fake_ctx *ctx);

@@ -18,7 +18,7 @@ int test_getsockopt(int fd, int level, int option, void *value, socklen_t *size)
 ssize_t test_recvmsg(int fd, struct msghdr *message, int flags);
 ssize_t test_sendmsg(int fd, const struct msghdr *message, int flags);
 
-/* test_openssl_tap.c: the real ones, watched, and refusing where told */
+/* watched.c: the real ones, watched, and refusing where told (watched.h) */
 void *test_dlopen(const char *path, int mode);
 void *test_dlsym(void *handle, const char *name);
 int test_dlclose(void *handle);

@@ -49,14 +49,18 @@ class Program:
 
 LINUX_SOURCES = ("csrc/kernel_linux.c", "csrc/abi_linux.c", "scripts.c")
 FREEBSD_SOURCES = ("csrc/kernel_freebsd.c", "csrc/abi_freebsd.c", "tests/freebsd/fake/calls.c")
-TAP_SOURCES = ("csrc/openssl_tap.c", "libfake_ssl.so")
+TAP_SOURCES = ("csrc/openssl_tap.c", "watched.c", "libfake_ssl.so")
+APART_SOURCES = ("csrc/openssl_apart.c", *TAP_SOURCES)
 PROGRAMS = (
     Program("test_abi_linux", ("csrc/abi_linux.c",)),
     Program("test_abi_freebsd", ("csrc/abi_freebsd.c",)),
     Program("test_kernel_linux", LINUX_SOURCES),
     Program("test_kernel_freebsd", (*FREEBSD_SOURCES, "scripts.c")),
     Program("test_openssl_tap", TAP_SOURCES, ("./module.so", "./unloaded.so")),
-    Program("test_wipe", (*LINUX_SOURCES, *TAP_SOURCES, "memory.c"), ("./module.so",), scans=True),
+    Program("test_openssl_apart", APART_SOURCES, ("./module.so",)),
+    Program(
+        "test_wipe", (*LINUX_SOURCES, *APART_SOURCES, "memory.c"), ("./module.so",), scans=True
+    ),
     Program("test_wipe_freebsd", (*FREEBSD_SOURCES, "scripts.c", "memory.c"), scans=True),
 )
 
@@ -77,7 +81,8 @@ class Build:
             call([self.compiler, *FLAGS, *self.flags, *arguments], directory)
 
         shared = ["-shared", "-fPIC", "-o"]
-        cc(*shared, "libfake_ssl.so", str(HERE / "fake_libssl.c"))
+        fake = [str(HERE / "fake_libssl.c"), str(HERE / "fake_libcrypto.c")]
+        cc(*shared, "libfake_ssl.so", *fake)
         here = ["-Wl,-rpath,$ORIGIN"]
         cc(*shared, "module.so", *here, "-Wl,--no-as-needed", "libfake_ssl.so")
         shutil.copy(directory / "module.so", directory / "unloaded.so")

@@ -5,83 +5,20 @@
  * The program's argument is a shared library that is linked to the fake one, as CPython's _ssl
  * module is to the real one, and a copy of it that nobody loads.
  */
-#define TEST_REPLACES
-#include "replaced.h"
-
-#include <errno.h>
+#include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "check.h"
 #include "fake_libssl.h"
 #include "openssl_tap.h"
+#include "watched.h"
 
 #define TLS_1_2 0x0303
 #define TLS_1_3 0x0304
 
 static const char *module_path, *unloaded_path;
-
-/* ---- the C library, watched ------------------------------------------------------------------ */
-
-static int opens, closes, lookups, fail_lookup = -1, open_mode;
-static const char *failed_name;
-
-void *test_dlopen(const char *path, int mode) {
-    void *handle = dlopen(path, mode);
-    opens += handle != NULL;
-    open_mode = mode;
-    return handle;
-}
-
-int test_dlclose(void *handle) {
-    closes++;
-    return dlclose(handle);
-}
-
-void *test_dlsym(void *handle, const char *name) {
-    if (lookups++ == fail_lookup) {
-        failed_name = name;
-        return NULL;
-    }
-    return dlsym(handle, name);
-}
-
-static int no_memory, allocated, freed, freed_dirty;
-static size_t last_size;
-
-#define BLOCKS 64
-static struct {
-    void *memory;
-    size_t size;
-} blocks[BLOCKS];
-
-void *test_calloc(size_t count, size_t size) {
-    if (no_memory) {
-        return NULL;
-    }
-    void *memory = calloc(count, size);
-    for (size_t i = 0; memory != NULL && i < BLOCKS; i++) {
-        if (blocks[i].memory == NULL) {
-            blocks[i].memory = memory;
-            blocks[i].size = count * size;
-            break;
-        }
-    }
-    allocated++;
-    last_size = count * size;
-    return memory;
-}
-
-void test_free(void *memory) {
-    freed += memory != NULL;
-    for (size_t i = 0; memory != NULL && i < BLOCKS; i++) {
-        if (blocks[i].memory == memory) {
-            freed_dirty += !check_all(memory, 0, blocks[i].size);
-            blocks[i].memory = NULL;
-        }
-    }
-    free(memory);
-}
 
 /* ---- before it is open ----------------------------------------------------------------------- */
 

@@ -4,9 +4,7 @@
  *
  * Each test first shows that the search finds the key while it has to be there.
  */
-#define TEST_REPLACES
-#include "replaced.h"
-
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,25 +14,9 @@
 #include "fake_libssl.h"
 #include "kernel.h"
 #include "memory.h"
+#include "openssl_apart.h"
 #include "openssl_tap.h"
 #include "scripts.h"
-
-/* The tap's calls of the C library, as they are. */
-void *test_dlopen(const char *path, int mode) {
-    return dlopen(path, mode);
-}
-int test_dlclose(void *handle) {
-    return dlclose(handle);
-}
-void *test_dlsym(void *handle, const char *name) {
-    return dlsym(handle, name);
-}
-void *test_calloc(size_t count, size_t size) {
-    return calloc(count, size);
-}
-void test_free(void *memory) {
-    free(memory);
-}
 
 /* ---- the caller's own copies, and nothing else ----------------------------------------------- */
 
@@ -393,6 +375,44 @@ static void a_master_secret_is_in_the_snapshot_only(void) {
     memset(&session, 0, sizeof(session));
 }
 
+/* ---- sealing --------------------------------------------------------------------------------- */
+
+static const struct fake_aead *aead;
+static unsigned char sealed[sizeof(data) + 16];
+
+static void in_sealing(void) {
+    was_there = copies_of(own.key, aead->key_size, 0) > 0;
+}
+
+static void seal(void) {
+    result = pyktls_apart_seal(aead->name, own.key, own.iv, "\27\3\3\0\220", 5, data, sizeof(data),
+                               sealed);
+}
+
+static void sealing_leaves_nothing_on_every_way(void) {
+    for (aead = fake_aeads; aead < fake_aeads + FAKE_AEADS; aead++) {
+        check_context = aead->name;
+        result = PYKTLS_APART_REFUSED;
+        for (int step = 0; result != PYKTLS_APART_OK; step++) {
+            make_secrets();
+            reset_openssl();
+            on_openssl.fail_at = step;
+            on_openssl.during = spill_registers; /* a search would cover its own tracks */
+            on_own_stack(seal);
+            CHECK_INT(result, on_openssl.failed == NULL ? PYKTLS_APART_OK : PYKTLS_APART_REFUSED);
+            NOTHING_LEFT();
+        }
+        reset_openssl();
+        on_openssl.during = in_sealing; /* it has to be there, in the context */
+        was_there = 0;
+        on_own_stack(seal);
+        CHECK_INT(result, PYKTLS_APART_OK);
+        CHECK(was_there);
+        NOTHING_LEFT();
+    }
+    reset_openssl();
+}
+
 static const struct test tests[] = {
     TEST(the_search_finds_any_piece_anywhere),
     TEST(packing_leaves_what_was_asked_for_only),
@@ -403,11 +423,12 @@ static const struct test tests[] = {
     TEST(a_line_that_is_cut_or_spoilt_leaves_no_secret),
     TEST(a_snapshot_is_the_only_further_copy),
     TEST(a_master_secret_is_in_the_snapshot_only),
+    TEST(sealing_leaves_nothing_on_every_way),
 };
 
 int main(int count, char **words) {
     if (count != 2 || dlopen(words[1], RTLD_NOW) == NULL ||
-        pyktls_tap_open(words[1]) != PYKTLS_TAP_OK) {
+        pyktls_tap_open(words[1]) != PYKTLS_TAP_OK || pyktls_apart_open() != PYKTLS_APART_OK) {
         printf("usage: test_wipe MODULE\n");
         return 2;
     }
