@@ -44,6 +44,7 @@ from .protocol import (
     FATAL,
     HANDSHAKE,
     INTERNAL_ERROR,
+    KEY_UPDATE,
     UNEXPECTED_MESSAGE,
     WARNING,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "Outgoing",
 ]
 
+_KEY_UPDATE = bytes((KEY_UPDATE,))
 _END = (0, _records.NO_RECORD_TYPE, 0)  # of the stream
 _CLOSE_NOTIFY = alert(WARNING, CLOSE_NOTIFY)
 _NEITHER_PEEK_NOR_ALL = ~(socket.MSG_PEEK | socket.MSG_WAITALL)
@@ -355,6 +357,8 @@ class OpenSSLIncoming:
         for message in messages:
             if not message.sent:
                 self._messages.append((message.content_type, message.content))
+            elif message.content_type == HANDSHAKE and message.content[:1] == _KEY_UPDATE:
+                continue  # its answer, which nobody gets: ours is the kernel's to send
             elif message.content_type != ALERT:
                 self._refusal = RefusedRecord(
                     UNEXPECTED_MESSAGE,

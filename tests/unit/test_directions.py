@@ -94,6 +94,14 @@ def test_a_handshake_message_that_openssl_wanted_to_send(tcp):
     assert caught.value.description == UNEXPECTED_MESSAGE
 
 
+def test_openssls_own_answer_to_a_key_update_is_nothing(tcp):
+    request = b"\x18\0\0\1\1"
+    said = Message(True, HANDSHAKE, b"\x18\0\0\1\0")
+    incoming = OpenSSLIncoming(Half((Stopped.WANTS_MORE, *received(request), said), (b"data",)))
+    assert incoming.recv(tcp[0].fileno(), 9, 0, NOW)[0] == request
+    assert incoming.recv(tcp[0].fileno(), 9, 0, NOW)[0] == b"data"
+
+
 @pytest.mark.parametrize(
     ("step", "description", "words"),
     [
