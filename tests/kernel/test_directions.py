@@ -28,7 +28,6 @@ from pyktls import (
     TruncationError,
     Unavailable,
     record_layer,
-    takeover,
 )
 from pyktls.ciphers import TLS_1_2, TLS_1_3
 from pyktls.protocol import (
@@ -670,16 +669,9 @@ def test_only_the_native_engine_can(tx):
 
 
 @pytest.fixture
-def receiving_is_refused(monkeypatch):
-    """A kernel that can send and not receive, as FreeBSD 13 with TLS 1.3."""
-    install = takeover.install_fd
-
-    def refusing(fd, session, *, tx, rx):
-        if rx:
-            raise Unavailable("this kernel does not receive")
-        install(fd, session, tx=tx, rx=rx)
-
-    monkeypatch.setattr(takeover, "install_fd", refusing)
+def receiving_is_refused():
+    with kernel.receiving_refused():
+        yield
 
 
 @over_roles

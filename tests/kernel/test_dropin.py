@@ -63,6 +63,7 @@ WRITE_TIMED_OUT = r"^The write operation timed out$"
 
 
 over_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.name.lower())
+receiving_or_not = pytest.mark.parametrize("rx", [True, False], ids=["both", "sending"])
 
 
 def wrapped_contexts(version, role=Role.CLIENT, cipher=None, *, require=True, **knobs):
@@ -73,18 +74,26 @@ def wrapped_contexts(version, role=Role.CLIENT, cipher=None, *, require=True, **
 
 
 @contextlib.contextmanager
-def switched(version=tls.TLS_1_3, role=Role.CLIENT, cipher=None, **knobs):
-    """``(pyktls.SSLSocket, ssl.SSLSocket)`` with a handshake behind them."""
-    with tls.connect(*wrapped_contexts(version, role, cipher, **knobs)) as pair:
+def switched(version=tls.TLS_1_3, role=Role.CLIENT, *, rx=True):
+    """``(pyktls.SSLSocket, ssl.SSLSocket)`` with a handshake behind them.
+
+    Without ``rx`` the kernel can only send, and OpenSSL receives.
+    """
+    contexts = wrapped_contexts(version, role, require=rx)
+    with (
+        contextlib.nullcontext() if rx else kernel.receiving_refused(),
+        tls.connect(*contexts) as pair,
+    ):
         ours, peer = pair.ends()[0] if role is Role.CLIENT else pair.ends()[1]
         peer.suppress_ragged_eofs = False
         yield ours, peer
 
 
-def assert_on(sock):
+def assert_on(sock, *, rx=True):
     status = sock.ktls
-    assert status.refusal is None
-    assert (status.ulp, status.tx, status.rx) == ("tls", Mode.SOFTWARE, Mode.SOFTWARE)
+    assert (status.refusal is None) == rx
+    receiving = Mode.SOFTWARE if rx else Mode.NONE
+    assert (status.ulp, status.tx, status.rx) == ("tls", Mode.SOFTWARE, receiving)
     assert (status.openssl_tx, status.openssl_rx) == (None, None)
 
 
@@ -120,8 +129,9 @@ def test_a_handshake_on_the_way_switches_too(version, role, first):
 
 
 @over_versions
-def test_without_waiting_after_the_switch(version):
-    with switched(version) as (sock, peer):
+@receiving_or_not
+def test_without_waiting_after_the_switch(version, rx):
+    with switched(version, rx=rx) as (sock, peer):
         sock.setblocking(False)
         with pytest.raises(ssl.SSLWantReadError) as caught:
             sock.recv(1)
@@ -153,8 +163,9 @@ def test_without_waiting_after_the_switch(version):
 
 
 @over_versions
-def test_timeouts(version):
-    with switched(version) as (sock, peer):
+@receiving_or_not
+def test_timeouts(version, rx):
+    with switched(version, rx=rx) as (sock, peer):
         sock.settimeout(0.05)
         for call in (
             lambda: sock.recv(1),
@@ -236,8 +247,9 @@ def test_ragged_ends(version, suppress):
 
 @over_versions
 @over_roles
-def test_unwrap_on_both_ends(version, role):
-    with switched(version, role) as (sock, peer):
+@receiving_or_not
+def test_unwrap_on_both_ends(version, role, rx):
+    with switched(version, role, rx=rx) as (sock, peer):
         with Background(peer.unwrap) as other:
             assert sock.unwrap() is sock
             plain = other.result()
@@ -248,8 +260,9 @@ def test_unwrap_on_both_ends(version, role):
 
 
 @over_versions
-def test_unwrap_with_data_unread(version):
-    with switched(version) as (sock, peer):
+@receiving_or_not
+def test_unwrap_with_data_unread(version, rx):
+    with switched(version, rx=rx) as (sock, peer):
         peer.sendall(b"unread")
         wait_readable(sock)
         with pytest.raises(ssl.SSLError, match="has not been read") as caught:
@@ -259,8 +272,9 @@ def test_unwrap_with_data_unread(version):
 
 
 @over_versions
-def test_an_alert_is_an_ssl_error(version):
-    with switched(version) as (sock, peer):
+@receiving_or_not
+def test_an_alert_is_an_ssl_error(version, rx):
+    with switched(version, rx=rx) as (sock, peer):
         sock.sendall(b"x")
         tls.raw(peer).sendall(b"\x17\x03\x03\x00\x20" + bytes(32))  # no record of this connection
         with pytest.raises(ssl.SSLError) as caught:
@@ -269,7 +283,7 @@ def test_an_alert_is_an_ssl_error(version):
         with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):  # noqa: PT012
             while peer.recv(100):
                 pass
-    with switched(version) as (sock, peer):
+    with switched(version, rx=rx) as (sock, peer):
         tls.raw(sock).send(b"a plain send")  # becomes a record, of the kernel's
         peer.settimeout(kernel.TIMEOUT)
         assert recv_exactly(peer, 12) == b"a plain send"
@@ -436,14 +450,19 @@ def argument_lists(name, stack):
 
 
 @pytest.mark.parametrize(
-    ("role", "version"),
-    [(Role.CLIENT, tls.TLS_1_3), (Role.SERVER, tls.TLS_1_2)],
-    ids=["client-TLS1.3", "server-TLS1.2"],
+    ("role", "version", "rx"),
+    [
+        (Role.CLIENT, tls.TLS_1_3, True),
+        (Role.SERVER, tls.TLS_1_2, True),
+        (Role.CLIENT, tls.TLS_1_3, False),
+        (Role.SERVER, tls.TLS_1_2, False),
+    ],
+    ids=["client-TLS1.3", "server-TLS1.2", "client-TLS1.3-sending", "server-TLS1.2-sending"],
 )
 @pytest.mark.parametrize("name", public_names())
-def test_nothing_wrong_reaches_the_wire(name, role, version):
+def test_nothing_wrong_reaches_the_wire(name, role, version, rx):
     """Whatever is called: the peer's records go on without a gap, and so do ours."""
-    with switched(version, role) as (sock, peer), contextlib.ExitStack() as stack:
+    with switched(version, role, rx=rx) as (sock, peer), contextlib.ExitStack() as stack:
         peer.settimeout(kernel.TIMEOUT)
         if name in TERMINAL:
             descriptor = sock.fileno()
@@ -480,7 +499,7 @@ def test_nothing_wrong_reaches_the_wire(name, role, version):
             assert before.replace(PIECE, b"").strip(b"\0") == b""
         else:
             assert before == b""
-        assert_on(sock)
+        assert_on(sock, rx=rx)
         both_ways(peer, sock)
 
 
@@ -491,8 +510,9 @@ def call_terminal(sock, name):
 
 @over_versions
 @over_roles
-def test_openssl_cannot_reach_the_connection(version, role):
-    with switched(version, role) as (sock, peer):
+@receiving_or_not
+def test_openssl_cannot_reach_the_connection(version, role, rx):
+    with switched(version, role, rx=rx) as (sock, peer):
         inner = sock._sslobj._sslobj
         peer.sendall(b"for the kernel")
         wait_readable(sock)

@@ -23,8 +23,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+import pytest
+
 import pyktls
-from pyktls import DirectionKeys, KTLSSocket, Role, Session, linux
+from pyktls import DirectionKeys, KTLSSocket, Role, Session, Unavailable, linux, switch, takeover
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3, CipherSuite, suites
 from pyktls.key_schedule import traffic_keys
 from pyktls.lowlevel import lib
@@ -298,6 +300,20 @@ def offloaded(
         finally:
             peer.close()
             close_quietly(sock)
+
+
+@contextlib.contextmanager
+def receiving_refused() -> Iterator[None]:
+    """A kernel that can send and not receive, as FreeBSD 13 with TLS 1.3."""
+
+    def install(fd: int, session: Session, *, tx: bool, rx: bool) -> None:
+        if rx:
+            raise Unavailable("this kernel does not receive")
+        switch.install_fd(fd, session, tx=tx, rx=rx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(takeover, "install_fd", install)
+        yield
 
 
 # ---- threads ---------------------------------------------------------------------------------
