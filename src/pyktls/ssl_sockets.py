@@ -611,7 +611,9 @@ def wrap_context(context: ssl.SSLContext, require: bool = False) -> ssl.SSLConte
     Returns the context, for use in the same line.  From now on ``context.wrap_socket`` gives
     ``pyktls.SSLSocket`` objects.  A connection that the kernel cannot take stays with OpenSSL, and
     its ``ktls.refusal`` is the error that says why; with ``require`` it is closed, and the error
-    raised by the handshake.  ``wrap_bio`` (asyncio's TLS) is not concerned.
+    raised by the handshake.  Where the kernel can send and not receive, it sends and OpenSSL
+    receives (not with ``require``): ``ktls.tx`` is true then, and ``ktls.refusal`` is there too.
+    ``wrap_bio`` (asyncio's TLS) is not concerned.
 
     Raises InvalidType for anything but an ssl.SSLContext, InvalidValue for one that has a
     ``sslsocket_class`` of its own, and with ``require`` what ``pyktls.watch`` raises.

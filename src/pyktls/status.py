@@ -52,7 +52,8 @@ class Status:
     ``tx_max_payload_len`` the most plaintext that is put into a record (TLS_TX_MAX_PAYLOAD_LEN).
     They are None while no keys are installed, and where the kernel does not tell.
 
-    ``refusal`` is for a ``pyktls.SSLSocket`` that stayed with OpenSSL: the error that says why.
+    ``refusal`` is for a ``pyktls.SSLSocket`` that stayed with OpenSSL, or whose receiving half did:
+    the error that says why.
     """
 
     ulp: str
