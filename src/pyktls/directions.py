@@ -19,7 +19,8 @@ which needs both directions, and ends the connection.
 
 *Sending.*  A record that was only taken in part by the socket stays here, and the send is an error
 (BlockingIOError, TimeoutError) that is to be repeated with the same data, as with any user-space
-TLS: nobody else would send the rest.
+TLS: nobody else would send the rest.  After a ``sendall`` that failed, of which nobody knows how
+far it came, it goes out before whatever is sent next.
 """
 
 from __future__ import annotations
@@ -245,6 +246,12 @@ def _check_process(half: Half, doing: str) -> None:
         )
 
 
+def as_records(content_type: int, message: bytes) -> list[tuple[int, bytes]]:
+    """A message in pieces that a record can hold (RFC 8446 section 5.1)."""
+    starts = range(0, len(message), MOST_CONTENT)
+    return [(content_type, message[start : start + MOST_CONTENT]) for start in starts]
+
+
 class OpenSSLIncoming:
     """Receiving is OpenSSL's."""
 
@@ -262,7 +269,7 @@ class OpenSSLIncoming:
         self, fd: int, size: int, flags: int, deadline: _records.Deadline, /
     ) -> tuple[bytes, int, int]:
         """As _records.recv."""
-        buffer = bytearray(size)
+        buffer = bytearray(min(size, MOST_CONTENT))
         received, record_type, msg_flags = self.recv_into(fd, buffer, size, flags, deadline)
         return bytes(memoryview(buffer)[:received]), record_type, msg_flags
 
@@ -356,7 +363,7 @@ class OpenSSLIncoming:
             return True
         for message in messages:
             if not message.sent:
-                self._messages.append((message.content_type, message.content))
+                self._messages += as_records(message.content_type, message.content)
             elif message.content_type == HANDSHAKE and message.content[:1] == _KEY_UPDATE:
                 continue  # its answer, which nobody gets: ours is the kernel's to send
             elif message.content_type != ALERT:
@@ -433,10 +440,16 @@ class OpenSSLOutgoing:
     ) -> None:
         """As _records.sendall."""
         self._check(flags)
+        before = self._repeat
         with arguments.buffer_view(buffer) as data:
             done = 0
-            while done < len(data):
-                done += self._send_piece(fd, data[done:], flags, deadline)
+            try:
+                while done < len(data):
+                    done += self._send_piece(fd, data[done:], flags, deadline)
+            except BaseException:
+                if self._repeat is not before:  # nobody can know which part it is
+                    self._repeat = b""
+                raise
 
     def sendmsg(
         self,

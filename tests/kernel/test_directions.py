@@ -363,10 +363,14 @@ def test_the_kernel_sends_a_file_where_it_has_that_direction(tmp_path):
         assert got.result() == data
 
 
-def fill(sock, peer, chunk):
-    """Send until that fails, with nobody reading; what was taken."""
+def small_buffers(sock, peer):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+
+
+def fill(sock, peer, chunk):
+    """Send until that fails, with nobody reading; what was taken."""
+    small_buffers(sock, peer)
     taken = b""
     with contextlib.suppress(BlockingIOError, TimeoutError):
         while True:
@@ -397,6 +401,23 @@ def test_a_record_that_was_taken_in_part(version, timeout, end):
             sock.close()
         rest = chunk if end == "close" else chunk + b"the end"
         assert received.result() == taken + rest
+
+
+@over_versions
+@pytest.mark.parametrize("timeout", [0, 0.2])
+def test_after_a_sendall_that_failed_anything_may_be_sent(version, timeout):
+    data = pattern(2_000_000)
+    with halved(False, version) as (sock, peer):
+        small_buffers(sock, peer)
+        sock.settimeout(timeout)
+        with pytest.raises((BlockingIOError, TimeoutError)):
+            sock.sendall(data)
+        with Background(recv_to_end, peer) as received:
+            sock.settimeout(TIMEOUT)
+            sock.sendall(b"something else")
+            sock.close()
+        assert received.result().endswith(b"something else")
+        assert data.startswith(received.result().removesuffix(b"something else"))
 
 
 @over_versions

@@ -78,6 +78,18 @@ def test_messages_come_before_the_data_that_was_read_after_them(tcp):
     assert incoming.pending() == 0
 
 
+def test_a_message_longer_than_a_record_comes_in_pieces(tcp):
+    message = bytes(range(256)) * 130
+    incoming = OpenSSLIncoming(Half((Stopped.WANTS_MORE, *received(message))))
+    pieces = []
+    while sum(map(len, pieces)) < len(message):
+        piece, kind, flags = incoming.recv(tcp[0].fileno(), 1 << 30, 0, NOW)
+        assert (kind, flags) == (HANDSHAKE, socket.MSG_EOR)
+        pieces.append(piece)
+    assert b"".join(pieces) == message
+    assert [len(piece) for piece in pieces] == [16384, 16384, 512]
+
+
 def test_a_look_that_meets_a_message_leaves_the_data_with_openssl(tcp):
     incoming = OpenSSLIncoming(Half((b"da", *received(TICKET)), (b"da",)))
     fd = tcp[0].fileno()
