@@ -19,7 +19,8 @@ the parts of a message, and a change of keys never between the records of one se
 so many records have been sent under one key that its cipher would begin to wear out
 (record_limit.py).
 
-Closing is in closing.py, files and pipes in file_transfer.py.
+Closing is in closing.py, files and pipes in file_transfer.py.  Where only one direction was
+switched, the other one's records come from OpenSSL and go to it: directions.py.
 """
 
 from __future__ import annotations
