@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from support.own_kernel import has_kernel_tls
+from support.sampling import sample, share
 
 HERE = pathlib.Path(__file__).parent
 
@@ -22,7 +23,17 @@ settings.register_profile("pyktls", deadline=None)
 settings.load_profile("pyktls")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--variants", type=share, metavar="PART/OF", help="some of each test's variants: 1/4"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.variants is not None:
+        kept = sample(items, *config.option.variants, name_of=lambda item: item.nodeid)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
     wants = {
         HERE / "kernel": True,
         HERE / "interop": True,

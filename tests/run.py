@@ -6,10 +6,13 @@
 If this machine's own kernel has TLS the kernel tests run here, unless kernels are named; otherwise
 in the lab, on each of its kernels, and the tests of a kernel without TLS in the lab's kernel
 without the module.  The lab runs as many kernels at once as there are processors (--jobs); the
-output of each comes when it has ended.  What differs little from kernel to kernel and takes long in
-the emulator (ON_ONE_KERNEL, the peers) runs on the last of them only, unless --everything is said.
-Ends with one line for each part.  A kernel test that was
-skipped, or a part that ran no test, is a failure: nothing is left out silently.
+output of each comes when it has ended.  All tests run on the last of them.  On the others, unless
+--everything is said, there is a representative part: every test, but one in OTHERS_SHARE of its
+variants (support/sampling.py), another one on each; and not what differs little from kernel to
+kernel and takes long in the emulator (ON_ONE_KERNEL, the peers).
+
+Ends with one line for each part.  A kernel test that was skipped, or a part that ran no test, is a
+failure: nothing is left out silently.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ DEFECTIVE = "6.1-main"
 HOST = "this machine"
 # Arguments thrown at random, of which tests/unit has many more; CPython's own tests of ssl.
 ON_ONE_KERNEL = ("tests/kernel/test_bad_input.py", "tests/kernel/test_cpython_ssl.py")
+OTHERS_SHARE = 5
 TIMEOUT = 3600.0
 PRINTING = threading.Lock()
 
@@ -128,11 +132,13 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
     has_tls = has_kernel_tls()
     chosen = kernels or ([HOST] if has_tls else KERNELS)
     last = chosen[-1]
-    left_out = () if everything else tuple(f"--ignore={path}" for path in ON_ONE_KERNEL)
-    for kernel in chosen:
-        parts.append(
-            Part("kernel", kernel, ("tests/kernel", *(() if kernel == last else left_out)))
-        )
+    left_out = tuple(f"--ignore={path}" for path in ON_ONE_KERNEL)
+    for number, kernel in enumerate(chosen):
+        wanted: tuple[str, ...] = ("tests/kernel",)
+        if kernel != last and not everything:
+            share = f"{number % OTHERS_SHARE + 1}/{OTHERS_SHARE}"
+            wanted += (*left_out, f"--variants={share}")
+        parts.append(Part("kernel", kernel, wanted))
         if everything or kernel == last:
             parts.append(Part("peers", kernel, ("tests/interop",)))
     absent = WITHOUT_TLS if has_tls or kernels else HOST

@@ -1,0 +1,43 @@
+"""A part of a large matrix of tests, such that every test is in it.
+
+``--variants 1/4`` keeps of each parametrized test the 1st, 5th, 9th, ... variant, ``2/4`` the 2nd,
+6th, ...; of one that has fewer it keeps one.  Which they are changes with the test, so that a
+parameter that many tests have in common is not always left out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+T = TypeVar("T")
+
+
+def share(text: str) -> tuple[int, int]:
+    """``"2/4"`` as numbers; ValueError for anything else."""
+    part, _, of = text.partition("/")
+    numbers = int(part), int(of)
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise ValueError(f"{text} is no part of anything")
+    return numbers
+
+
+def sample(items: Iterable[T], part: int, of: int, name_of: Callable[[T], str]) -> list[T]:
+    """The items that ``part`` of ``of`` keeps, in their order.
+
+    Items whose names differ only in what is in brackets are variants of one test.
+    """
+    groups: dict[str, list[T]] = {}
+    order: dict[int, int] = {}
+    for number, item in enumerate(items):
+        groups.setdefault(name_of(item).partition("[")[0], []).append(item)
+        order[id(item)] = number
+    kept: list[T] = []
+    for name, variants in groups.items():
+        first = part - 1 + zlib.crc32(name.encode())
+        step = min(of, len(variants))
+        kept += variants[first % step :: of]
+    return sorted(kept, key=lambda item: order[id(item)])
