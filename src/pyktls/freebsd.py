@@ -609,7 +609,8 @@ def _readable(names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
 
 # ---- what pyktls.install asks of a system ----------------------------------------------------
 
-#: See System in socket_calls.py.
+#: See System in socket_calls.py.  FreeBSD 13.0 sends TLS 1.3 and AES-CBC, and receives neither.
+ONE_DIRECTION_ALONE = True
 NO_REKEY = "FreeBSD takes the keys of a direction once, and has no rekey"
 
 _NO_KERN_TLS = (

@@ -45,6 +45,8 @@ class System(Protocol):
 
     #: Why a KeyUpdate cannot be followed, where it cannot.
     NO_REKEY: str
+    #: Whether some of its kernels take a cipher for one direction and not for the other.
+    ONE_DIRECTION_ALONE: bool
 
     def attach(self, fd: int, /) -> None:
         """Make a socket ready for keys; raises Unavailable or HandoffRefused."""

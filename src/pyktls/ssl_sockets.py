@@ -40,6 +40,7 @@ from .errors import (
 from .handoff import release, watch
 from .record_layer import RecordLayer
 from .status import Status, status
+from .switch import system
 from .takeover import extract_checked, take_over
 
 if TYPE_CHECKING:
@@ -401,8 +402,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             self._stay(e)
             return
         layer, refusal = self._try_to_switch(rx=True)
-        if refusal is not None and not self.require and not getattr(refusal, "dead", False):
-            # A kernel may be able to send and not to receive (FreeBSD before 14, TLS 1.3).
+        if refusal is not None and self._may_send_alone(refusal):
             layer, _ = self._try_to_switch(rx=False)
         if layer is None:
             assert refusal is not None  # noqa: S101  (for the type checker)
@@ -429,6 +429,14 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         if rx:
             release(self)
         return layer, None
+
+    def _may_send_alone(self, refusal: HandoffRefused | Unavailable) -> bool:
+        """Whether it is worth trying to have the kernel send, and nothing else."""
+        if self.require:
+            return False
+        if isinstance(refusal, Unavailable):
+            return system.ONE_DIRECTION_ALONE
+        return not refusal.dead
 
     def _stay(self, refusal: HandoffRefused | Unavailable) -> None:
         """Stay with OpenSSL, if that is allowed."""

@@ -706,7 +706,7 @@ def test_wrap_context_has_the_kernel_send_where_it_cannot_receive(role, version)
         status = sock.ktls
         assert status.tx
         assert status.rx is Mode.NONE
-        assert isinstance(status.refusal, Unavailable)
+        assert isinstance(status.refusal, HandoffRefused)
         both_ways(sock, peer)
         data = pattern(100_000)
         with tempfile.TemporaryFile() as file, Background(recv_exactly, peer, len(data)) as got:

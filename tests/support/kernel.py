@@ -26,7 +26,16 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import pytest
 
 import pyktls
-from pyktls import DirectionKeys, KTLSSocket, Role, Session, Unavailable, linux, switch, takeover
+from pyktls import (
+    DirectionKeys,
+    HandoffRefused,
+    KTLSSocket,
+    Role,
+    Session,
+    linux,
+    switch,
+    takeover,
+)
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3, CipherSuite, suites
 from pyktls.key_schedule import traffic_keys
 from pyktls.lowlevel import lib
@@ -304,11 +313,11 @@ def offloaded(
 
 @contextlib.contextmanager
 def receiving_refused() -> Iterator[None]:
-    """A kernel that can send and not receive, as FreeBSD 13 with TLS 1.3."""
+    """Connections whose receiving half is in no state to be handed over."""
 
     def install(fd: int, session: Session, *, tx: bool, rx: bool) -> None:
         if rx:
-            raise Unavailable("this kernel does not receive")
+            raise HandoffRefused("this connection does not receive through the kernel")
         switch.install_fd(fd, session, tx=tx, rx=rx)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_REKEY",
+    "ONE_DIRECTION_ALONE",
     "attach",
     "can_rekey",
     "carries",
@@ -182,12 +183,16 @@ def try_cipher(
     return said
 
 
+#: No Linux takes a cipher for one direction only.
+ONE_DIRECTION_ALONE = False
+
+
 def cipher_refusal(
     version: int, aead: AEAD, wanted: Iterable[Direction] = tuple(Direction)
 ) -> OSError | None:
     """The error with which this kernel refuses the cipher, None if it takes it or nobody can tell.
 
-    Found by trying both directions, for no Linux takes only one of them.
+    Found by trying both directions.
     Without loopback, or without TLS at all, there is nothing to be found here: ``attach`` will say.
     Nor is it said here that a kernel pretends: ``install`` will.
     """
