@@ -131,8 +131,8 @@ static int seal_with(void *ctx, const void *cipher, int ccm, const unsigned char
 }
 
 int pyktls_apart_seal(const char *aead, const unsigned char *key, const unsigned char nonce[12],
-                    const void *additional, size_t additional_size, const void *content,
-                    size_t size, unsigned char *out) {
+                      const void *additional, size_t additional_size, const void *content,
+                      size_t size, unsigned char *out) {
     if (!openssl.open) {
         return PYKTLS_APART_NOT_OPEN;
     }

@@ -25,14 +25,16 @@ int pyktls_apart_isolate(void *ssl);
 /*
  * Gives an isolated connection the bytes of whole records that hold post-handshake messages, and
  * lets it take them in.  PYKTLS_APART_REFUSED if it did not take all of them, or did not like what
- * it read.
+ * it read: then a part may be left in it, and nothing more may be fed.  Empties the calling
+ * thread's queue of OpenSSL errors.
  */
 int pyktls_apart_feed(void *ssl, const void *records, size_t size);
 
 /*
  * Seals a record's content with the AEAD of that name ("AES-128-GCM", "AES-256-GCM", "AES-128-CCM",
  * "ChaCha20-Poly1305"), tag of 16 bytes.  `additional` is the record's header; `out` has room for
- * size + 16 bytes.
+ * size + 16 bytes, and what is in it is of no use unless the result is PYKTLS_APART_OK.  Empties
+ * the calling thread's queue of OpenSSL errors.
  */
 int pyktls_apart_seal(const char *aead, const unsigned char *key, const unsigned char nonce[12],
                       const void *additional, size_t additional_size, const void *content,

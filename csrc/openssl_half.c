@@ -120,19 +120,18 @@ int64_t pyktls_half_read(void *ssl, void *out, size_t room, int peek, const char
     int size = room > INT_MAX ? INT_MAX : (int)room;
     openssl.ERR_clear_error(); /* what is left there by others would be taken for ours */
     int result = peek ? openssl.SSL_peek(ssl, out, size) : openssl.SSL_read(ssl, out, size);
+    int error = openssl.SSL_get_error(ssl, result);
+    const char *words = take_reason(); /* a success may leave some too, for others to find */
     if (result > 0) {
         return result;
     }
-    int error = openssl.SSL_get_error(ssl, result);
-    *reason = take_reason();
     switch (error) {
     case ERROR_WANT_READ:
-        *reason = NULL;
         return PYKTLS_HALF_WANTS_MORE;
     case ERROR_ZERO_RETURN:
-        *reason = NULL;
         return PYKTLS_HALF_CLOSED;
     default:
+        *reason = words;
         return PYKTLS_HALF_FAILED;
     }
 }
@@ -149,11 +148,10 @@ int pyktls_half_write(void *ssl, const void *data, size_t size, const char **rea
     }
     int length = size > INT_MAX ? -1 : (int)size;
     openssl.ERR_clear_error();
-    if (length <= 0 || openssl.SSL_write(ssl, data, length) != length) {
-        *reason = take_reason();
-        return PYKTLS_HALF_FAILED;
-    }
-    return PYKTLS_HALF_OK;
+    int done = length > 0 && openssl.SSL_write(ssl, data, length) == length;
+    const char *words = take_reason();
+    *reason = done ? NULL : words;
+    return done ? PYKTLS_HALF_OK : PYKTLS_HALF_FAILED;
 }
 
 int pyktls_half_close_notify(void *ssl) {
@@ -177,7 +175,8 @@ int pyktls_half_key_update(void *ssl, int request_peer) {
 }
 
 size_t pyktls_half_made(void *ssl) {
-    long made = openssl.open ? openssl.BIO_ctrl(openssl.SSL_get_wbio(ssl), BIO_PENDING, 0, NULL) : 0;
+    long made =
+        openssl.open ? openssl.BIO_ctrl(openssl.SSL_get_wbio(ssl), BIO_PENDING, 0, NULL) : 0;
     return made > 0 ? (size_t)made : 0;
 }
 

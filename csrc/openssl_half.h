@@ -4,6 +4,9 @@
  * It works on memory alone: whoever calls brings it the bytes from the socket, and takes to the
  * socket what it made.  So it can neither wait, nor write where the kernel would encrypt it once
  * more.  Knows nothing of Python; needs neither OpenSSL's headers nor its library at build time.
+ *
+ * What fails, and reading and writing in any case, empties the calling thread's queue of OpenSSL
+ * errors.
  */
 #ifndef PYKTLS_OPENSSL_HALF_H
 #define PYKTLS_OPENSSL_HALF_H
@@ -32,8 +35,8 @@ int pyktls_half_begin(void *ssl, int direction);
 int pyktls_half_feed(void *ssl, const void *data, size_t size);
 
 /*
- * Reads plaintext, at most `room` bytes, or looks at it with `peek`.  Returns the number of bytes,
- * or what is in the way, never 0; returns also after each message that was no data
+ * Reads plaintext, at most `room` bytes (not 0), or looks at it with `peek`.  Returns the number of
+ * bytes, or what is in the way, never 0; returns also after each message that was no data
  * (PYKTLS_HALF_WANTS_MORE).  `reason` is set to OpenSSL's words after PYKTLS_HALF_FAILED, or NULL.
  */
 int64_t pyktls_half_read(void *ssl, void *out, size_t room, int peek, const char **reason);
@@ -41,7 +44,7 @@ int64_t pyktls_half_read(void *ssl, void *out, size_t room, int peek, const char
 /* Bytes of plaintext that are there without more from the socket. */
 size_t pyktls_half_pending(const void *ssl);
 
-/* Encrypts: one record for at most 16384 bytes. */
+/* Encrypts: one record for at most 16384 bytes, and not 0.  `reason` is as above. */
 int pyktls_half_write(void *ssl, const void *data, size_t size, const char **reason);
 
 /* Makes a close_notify. */
@@ -50,7 +53,7 @@ int pyktls_half_close_notify(void *ssl);
 /* Makes a KeyUpdate, and what is written from then on is under the next keys. */
 int pyktls_half_key_update(void *ssl, int request_peer);
 
-/* Bytes for the socket that were made and not taken yet, and taking them. */
+/* Bytes for the socket that were made and not taken yet, and taking so many, if there are any. */
 size_t pyktls_half_made(void *ssl);
 int pyktls_half_take(void *ssl, void *out, size_t size);
 

@@ -109,7 +109,7 @@ struct tap {
     int server_hello_seen;
     int encrypt_then_mac; /* the last ServerHello had the extension */
     int follows;
-    int lost; /* there was no memory for something that had to be kept */
+    int lost; /* something that had to be kept could not be, and from then on nothing is */
     unsigned char *kept;
     size_t kept_size;
 };
@@ -135,11 +135,12 @@ static void forget_kept(struct tap *tap) {
 static void keep(struct tap *tap, int write, int content_type, const void *message, size_t size) {
     size_t before = tap->kept_size;
     unsigned char *kept = NULL;
-    if (size <= KEPT_MOST && before <= KEPT_MOST) {
+    if (!tap->lost && size <= KEPT_MOST && before <= KEPT_MOST) {
         kept = malloc(before + KEPT_HEADER_SIZE + size);
     }
     if (kept == NULL) {
         tap->lost = 1;
+        forget_kept(tap);
         return;
     }
     if (before > 0) {
@@ -198,6 +199,14 @@ static struct tap *tap_of(void *ssl) {
 
 static struct chain *chain_of(const void *ssl_ctx) {
     return openssl.SSL_CTX_get_ex_data(ssl_ctx, openssl.context_index);
+}
+
+/* The tap of a connection that is watched, else NULL: in pyktls_tap_snapshot is what that means. */
+static struct tap *watched_tap(void *ssl) {
+    struct tap *tap = openssl.SSL_get_ex_data(ssl, openssl.connection_index);
+    int watched =
+        tap != NULL && !tap->broken && chain_of(openssl.SSL_get_SSL_CTX(ssl)) != NULL;
+    return watched ? tap : NULL;
 }
 
 static int hex_digit(char c) {
@@ -452,14 +461,14 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
     if (!openssl.open) {
         return PYKTLS_TAP_NOT_OPEN;
     }
-    const struct tap *tap = openssl.SSL_get_ex_data(ssl, openssl.connection_index);
-    void *context = openssl.SSL_get_SSL_CTX(ssl);
-    if (tap != NULL && !tap->broken && chain_of(context) != NULL) {
+    const struct tap *tap = watched_tap(ssl);
+    if (tap != NULL) {
         out->watched = 1;
         out->encrypt_then_mac = tap->server_hello_seen ? tap->encrypt_then_mac : -1;
         pyktls_copy_secret(&out->read, &tap->read, sizeof(out->read));
         pyktls_copy_secret(&out->write, &tap->write, sizeof(out->write));
     }
+    const void *context = openssl.SSL_get_SSL_CTX(ssl);
     out->keylog_replaced = openssl.SSL_CTX_get_keylog_callback(context) != on_keylog;
     out->version = openssl.SSL_version(ssl);
     const void *cipher = openssl.SSL_get_current_cipher(ssl);
@@ -499,10 +508,12 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out) {
 }
 
 int pyktls_tap_follow(void *ssl) {
-    struct tap *tap =
-        openssl.open ? openssl.SSL_get_ex_data(ssl, openssl.connection_index) : NULL;
+    if (!openssl.open) {
+        return PYKTLS_TAP_NOT_OPEN;
+    }
+    struct tap *tap = watched_tap(ssl);
     if (tap == NULL) {
-        return openssl.open ? PYKTLS_TAP_REFUSED : PYKTLS_TAP_NOT_OPEN;
+        return PYKTLS_TAP_REFUSED;
     }
     tap->follows = 1;
     return PYKTLS_TAP_OK;

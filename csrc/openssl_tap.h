@@ -90,18 +90,24 @@ int pyktls_tap_read(void *ssl, struct pyktls_tap_snapshot *out);
  */
 int pyktls_tap_follow(void *ssl);
 
-/* What was kept and not yet taken; PYKTLS_TAP_LOST if it could not all be kept. */
+/*
+ * Bytes that were kept and not yet taken.  PYKTLS_TAP_LOST, for good, if not all could be kept; and
+ * for a connection that is not followed.
+ */
 enum { PYKTLS_TAP_LOST = -6 };
 int64_t pyktls_tap_kept(void *ssl);
 
 /*
- * Takes it: `out` has room for pyktls_tap_kept bytes.  Each message is 1 byte that is 1 if it was
+ * Takes them: `out` has room for pyktls_tap_kept bytes.  Each message is 1 byte that is 1 if it was
  * sent and 0 if it was received, the content type in 1 byte, the length in 4 (big-endian), and the
  * message as OpenSSL saw it.
  */
 void pyktls_tap_take(void *ssl, unsigned char *out);
 
-/* Bytes of every record that the connection has begun to read, headers included. */
+/*
+ * Bytes of every record that the connection has begun to read, headers included; 0 for one that is
+ * not followed.
+ */
 uint64_t pyktls_tap_read_bytes(void *ssl);
 
 /*

@@ -6,6 +6,7 @@
 
 #include "wipe.h"
 
+#define PENDING 10
 #define GET_KTLS_SEND 73
 #define GET_KTLS_RECV 76
 #define SET_MEMORY_EOF_RETURN 130
@@ -15,7 +16,7 @@
 #define NONCE_SIZE 12
 #define TAG_SIZE 16
 
-struct openssl_script on_openssl = {.fail_at = -1};
+struct openssl_script on_openssl = {.fail_at = -1, .code = FAKE_ERROR};
 int fake_misuse;
 
 void reset_openssl(void) {
@@ -23,25 +24,43 @@ void reset_openssl(void) {
     memset(&on_openssl, 0, sizeof(on_openssl));
     on_openssl.fail_at = -1;
     on_openssl.fail_for = 1;
+    on_openssl.code = FAKE_ERROR;
     on_openssl.bios = bios;
     on_openssl.ciphers = ciphers;
 }
 
-/* Whether a call has to fail, by its name. */
-static int fails(const char *name) {
+void fake_queue(int errors) {
+    if (errors > 0 && on_openssl.errors == 0) {
+        on_openssl.oldest = on_openssl.code;
+    }
+    on_openssl.errors += errors;
+}
+
+int fake_fails(const char *name) {
     int number = on_openssl.calls++;
     if (on_openssl.fail_at < 0 || number < on_openssl.fail_at ||
         number >= on_openssl.fail_at + on_openssl.fail_for) {
         return 0;
     }
     on_openssl.failed = name;
-    on_openssl.errors++;
+    fake_queue(!on_openssl.silently);
     return 1;
 }
 
 void ERR_clear_error(void);
 void ERR_clear_error(void) {
     on_openssl.errors = 0;
+}
+
+unsigned long ERR_peek_error(void);
+unsigned long ERR_peek_error(void) {
+    return on_openssl.errors > 0 ? on_openssl.oldest : 0;
+}
+
+const char *ERR_reason_error_string(unsigned long code);
+const char *ERR_reason_error_string(unsigned long code) {
+    fake_misuse += code == 0;
+    return code == FAKE_ERROR ? FAKE_REASON : code == FAKE_OLD_ERROR ? FAKE_OLD_REASON : NULL;
 }
 
 /* ---- BIOs ------------------------------------------------------------------------------------ */
@@ -62,7 +81,7 @@ const void *BIO_s_null(void) {
 
 void *BIO_new(const void *method);
 void *BIO_new(const void *method) {
-    struct fake_bio *bio = fails(__func__) ? NULL : calloc(1, sizeof(*bio));
+    struct fake_bio *bio = fake_fails(__func__) ? NULL : calloc(1, sizeof(*bio));
     if (bio != NULL) {
         bio->method = *(const enum fake_method *)method;
         bio->made = 1;
@@ -86,7 +105,7 @@ int BIO_free(void *bio) {
 
 int BIO_write(void *bio, const void *data, int length);
 int BIO_write(void *bio, const void *data, int length) {
-    if (fails(__func__)) {
+    if (fake_fails(__func__)) {
         return on_openssl.failure;
     }
     if (bio == NULL) {
@@ -101,6 +120,26 @@ int BIO_write(void *bio, const void *data, int length) {
         BIO(bio)->size += size;
     }
     BIO(bio)->written += size;
+    return (int)size;
+}
+
+int BIO_read(void *bio, void *out, int length);
+int BIO_read(void *bio, void *out, int length) {
+    if (bio == NULL) {
+        return -1;
+    }
+    BIO(bio)->last_length = length;
+    if (fake_fails(__func__)) {
+        return on_openssl.failure;
+    }
+    if (BIO(bio)->method != FAKE_MEMORY || BIO(bio)->size == 0) {
+        return BIO(bio)->at_end;
+    }
+    size_t size = BIO(bio)->size < (size_t)length ? BIO(bio)->size : (size_t)length;
+    memcpy(out, BIO(bio)->data, size);
+    BIO(bio)->size -= size;
+    memmove(BIO(bio)->data, BIO(bio)->data + size, BIO(bio)->size);
+    BIO(bio)->read += size;
     return (int)size;
 }
 
@@ -119,6 +158,9 @@ long BIO_ctrl(void *bio, int command, long argument, void *pointer) {
     if (command == SET_MEMORY_EOF_RETURN && BIO(bio)->method == FAKE_MEMORY && pointer == NULL) {
         BIO(bio)->at_end = (int)argument;
         return 1;
+    }
+    if (command == PENDING && argument == 0 && pointer == NULL) {
+        return bio == NULL ? -1 : (long)BIO(bio)->size;
     }
     int known = command == GET_KTLS_SEND || command == GET_KTLS_RECV;
     if (argument != 0 || pointer != NULL || !known) {
@@ -186,18 +228,18 @@ struct cipher {
  * nevertheless: then nobody learns of the failure who does not look at the result.
  */
 static int outcome(const char *name) {
-    return fails(name) ? on_openssl.failure : 1;
+    return fake_fails(name) ? on_openssl.failure : 1;
 }
 
 /* And the answer to what is against the rules. */
 static int refuse(void) {
-    on_openssl.errors++;
+    fake_queue(1);
     return 0;
 }
 
 const void *EVP_get_cipherbyname(const char *name);
 const void *EVP_get_cipherbyname(const char *name) {
-    if (!fails(__func__)) {
+    if (!fake_fails(__func__)) {
         for (size_t i = 0; i < FAKE_AEADS; i++) {
             if (strcmp(name, fake_aeads[i].name) == 0) {
                 return &fake_aeads[i];
@@ -209,7 +251,7 @@ const void *EVP_get_cipherbyname(const char *name) {
 
 void *EVP_CIPHER_CTX_new(void);
 void *EVP_CIPHER_CTX_new(void) {
-    struct cipher *cipher = fails(__func__) ? NULL : calloc(1, sizeof(*cipher));
+    struct cipher *cipher = fake_fails(__func__) ? NULL : calloc(1, sizeof(*cipher));
     if (cipher != NULL) {
         cipher->length = -1;
         on_openssl.ciphers++;

@@ -6,7 +6,10 @@
 #include "wipe.h"
 
 #define CLASSES 2
+#define SENT_SHUTDOWN 1
 #define RECEIVED_SHUTDOWN 2
+#define CLEAR_MODE 78
+#define NO_KEY_UPDATE (-1)
 #define ERROR_SSL 1
 #define ERROR_WANT_READ 2
 #define ERROR_SYSCALL 5
@@ -29,7 +32,7 @@ void fake_ssl_init(struct fake_ssl *ssl, struct fake_ctx *ctx) {
     memset(ssl, 0, sizeof(*ssl));
     ssl->ctx = ctx;
     ssl->message = ctx->message;
-    ssl->key_update = -1;
+    ssl->key_update = NO_KEY_UPDATE;
 }
 
 void fake_ssl_free(struct fake_ssl *ssl) {
@@ -183,6 +186,7 @@ size_t SSL_SESSION_get_master_key(const void *session, unsigned char *out, size_
 static int take(struct fake_ssl *ssl, struct fake_reading *reading, void *out, int room) {
     reading->calls++;
     reading->shutdown_before = ssl->shutdown;
+    reading->room = room;
     if (ssl->shutdown & RECEIVED_SHUTDOWN) {
         ssl->error = ERROR_ZERO_RETURN;
         return 0;
@@ -192,7 +196,7 @@ static int take(struct fake_ssl *ssl, struct fake_reading *reading, void *out, i
     ssl->taken_size += bio->size;
     bio->size = 0;
     ssl->shutdown |= reading->shutdown;
-    on_openssl.errors += reading->queues;
+    fake_queue(reading->queues);
     if (reading->result == 0 && reading->error == 0) {
         ssl->error = bio->at_end < 0 ? ERROR_WANT_READ : ERROR_SYSCALL;
         return bio->at_end;
@@ -210,6 +214,11 @@ int SSL_peek(void *ssl, void *out, int room) {
     return take(ssl, &SSL(ssl)->peek, out, room);
 }
 
+int SSL_read(void *ssl, void *out, int room);
+int SSL_read(void *ssl, void *out, int room) {
+    return take(ssl, &SSL(ssl)->read, out, room);
+}
+
 /* An error in the queue comes first, whatever it is of. */
 int SSL_get_error(const void *ssl, int result);
 int SSL_get_error(const void *ssl, int result) {
@@ -217,4 +226,74 @@ int SSL_get_error(const void *ssl, int result) {
         return 0;
     }
     return on_openssl.errors > 0 ? ERROR_SSL : SSL(ssl)->error;
+}
+
+/* ---- writing, and settings ------------------------------------------------------------------- */
+
+static void make(struct fake_ssl *ssl, const void *data, size_t size) {
+    struct fake_bio *bio = ssl->write_bio;
+    if (bio->method == FAKE_MEMORY) {
+        memcpy(bio->data + bio->size, data, size);
+        bio->size += size;
+    }
+    bio->written += size;
+}
+
+int SSL_write(void *ssl, const void *data, int length);
+int SSL_write(void *ssl, const void *data, int length) {
+    SSL(ssl)->last_length = length;
+    if (fake_fails(__func__)) {
+        return on_openssl.failure;
+    }
+    make(ssl, FAKE_RECORD, strlen(FAKE_RECORD));
+    make(ssl, data, (size_t)length);
+    return length;
+}
+
+/* 1 where both close_notify are through, else 0. */
+int SSL_shutdown(void *ssl);
+int SSL_shutdown(void *ssl) {
+    if (fake_fails(__func__)) {
+        return on_openssl.failure;
+    }
+    SSL(ssl)->shutdown |= SENT_SHUTDOWN;
+    make(ssl, FAKE_CLOSE_NOTIFY, strlen(FAKE_CLOSE_NOTIFY));
+    return (SSL(ssl)->shutdown & RECEIVED_SHUTDOWN) != 0;
+}
+
+int SSL_key_update(void *ssl, int kind);
+int SSL_key_update(void *ssl, int kind) {
+    if (fake_fails(__func__)) {
+        return on_openssl.failure;
+    }
+    SSL(ssl)->key_update = kind;
+    return 1;
+}
+
+int SSL_do_handshake(void *ssl);
+int SSL_do_handshake(void *ssl) {
+    if (fake_fails(__func__)) {
+        return on_openssl.failure;
+    }
+    if (SSL(ssl)->key_update != NO_KEY_UPDATE) {
+        unsigned char kind = (unsigned char)SSL(ssl)->key_update;
+        make(ssl, FAKE_KEY_UPDATE, strlen(FAKE_KEY_UPDATE));
+        make(ssl, &kind, 1);
+        SSL(ssl)->key_update = NO_KEY_UPDATE;
+    }
+    return 1;
+}
+
+long SSL_ctrl(void *ssl, int command, long argument, void *pointer);
+long SSL_ctrl(void *ssl, int command, long argument, void *pointer) {
+    if (command != CLEAR_MODE || pointer != NULL) {
+        fake_misuse++;
+        return 0;
+    }
+    return SSL(ssl)->mode &= ~argument;
+}
+
+uint64_t SSL_set_options(void *ssl, uint64_t options);
+uint64_t SSL_set_options(void *ssl, uint64_t options) {
+    return SSL(ssl)->options |= options;
 }

@@ -42,11 +42,17 @@ struct fake_session {
 struct fake_reading {
     int result;   /* what it returns, or how much there would be to hand out */
     int error;    /* what SSL_get_error says after it */
-    int queues;   /* leaves this many errors in the queue */
+    int queues;   /* leaves this many errors in the queue, of on_openssl.code */
     int shutdown; /* sets these flags, as an alert does that was read */
 
     int calls, shutdown_before;
+    int room; /* that it was given */
 };
+
+/* What SSL_write leaves in the BIO before the data, SSL_shutdown and SSL_do_handshake as all. */
+#define FAKE_RECORD "record:"
+#define FAKE_CLOSE_NOTIFY "close_notify"
+#define FAKE_KEY_UPDATE "key_update" /* and then the kind, one byte */
 
 struct fake_ssl {
     struct fake_ctx *ctx;
@@ -59,7 +65,10 @@ struct fake_ssl {
     unsigned char client_random[32], server_random[32];
     struct fake_bio *read_bio, *write_bio;
     struct fake_session *session;
-    struct fake_reading peek;
+    struct fake_reading peek, read;
+    int last_length; /* of SSL_write */
+    long mode;
+    uint64_t options;
     unsigned char taken[FAKE_ROOM]; /* all that it read from its BIO */
     size_t taken_size;
     int error; /* of the last call */

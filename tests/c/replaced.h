@@ -22,6 +22,7 @@ ssize_t test_sendmsg(int fd, const struct msghdr *message, int flags);
 void *test_dlopen(const char *path, int mode);
 void *test_dlsym(void *handle, const char *name);
 int test_dlclose(void *handle);
+void *test_malloc(size_t size);
 void *test_calloc(size_t count, size_t size);
 void test_free(void *memory);
 
@@ -33,6 +34,7 @@ void test_free(void *memory);
 #define dlopen(...) test_dlopen(__VA_ARGS__)
 #define dlsym(...) test_dlsym(__VA_ARGS__)
 #define dlclose(...) test_dlclose(__VA_ARGS__)
+#define malloc(...) test_malloc(__VA_ARGS__)
 #define calloc(...) test_calloc(__VA_ARGS__)
 #define free(...) test_free(__VA_ARGS__)
 #endif

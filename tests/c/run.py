@@ -51,6 +51,7 @@ LINUX_SOURCES = ("csrc/kernel_linux.c", "csrc/abi_linux.c", "scripts.c")
 FREEBSD_SOURCES = ("csrc/kernel_freebsd.c", "csrc/abi_freebsd.c", "tests/freebsd/fake/calls.c")
 TAP_SOURCES = ("csrc/openssl_tap.c", "watched.c", "libfake_ssl.so")
 APART_SOURCES = ("csrc/openssl_apart.c", *TAP_SOURCES)
+HALF_SOURCES = ("csrc/openssl_half.c", *TAP_SOURCES)
 PROGRAMS = (
     Program("test_abi_linux", ("csrc/abi_linux.c",)),
     Program("test_abi_freebsd", ("csrc/abi_freebsd.c",)),
@@ -58,6 +59,7 @@ PROGRAMS = (
     Program("test_kernel_freebsd", (*FREEBSD_SOURCES, "scripts.c")),
     Program("test_openssl_tap", TAP_SOURCES, ("./module.so", "./unloaded.so")),
     Program("test_openssl_apart", APART_SOURCES, ("./module.so",)),
+    Program("test_openssl_half", HALF_SOURCES, ("./module.so",)),
     Program(
         "test_wipe", (*LINUX_SOURCES, *APART_SOURCES, "memory.c"), ("./module.so",), scans=True
     ),

@@ -7,60 +7,16 @@
  * What the real OpenSSL seals and takes in is in tests/unit/test_resumption.py.
  */
 #include <dlfcn.h>
-#include <limits.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "check.h"
-#include "fake_libssl.h"
+#include "connection.h"
 #include "openssl_apart.h"
-#include "openssl_tap.h"
-#include "watched.h"
 
-#define SENT 1
-#define RECEIVED 2
 #define WANT_READ 2
 
 static const char *module_path;
-
-/* More than an int holds; the last ones would be a small int if they were cut to one. */
-static const size_t too_much[] = {
-    (size_t)INT_MAX + 1,
-    UINT_MAX,
-    SIZE_MAX,
-#if SIZE_MAX > UINT_MAX
-    (size_t)UINT_MAX + 1,
-    (size_t)UINT_MAX + 6,
-#endif
-};
-#define TOO_MUCH (sizeof(too_much) / sizeof(too_much[0]))
-
-/* ---- a connection ---------------------------------------------------------------------------- */
-
-static struct fake_ctx ctx;
-static struct fake_ssl ssl;
-static struct fake_bio reads, writes; /* the socket's */
-
-static void connect_it(void) {
-    memset(&ctx, 0, sizeof(ctx));
-    memset(&reads, 0, sizeof(reads));
-    memset(&writes, 0, sizeof(writes));
-    fake_ssl_init(&ssl, &ctx);
-    ssl.read_bio = &reads;
-    ssl.write_bio = &writes;
-    reset_openssl();
-}
-
-/* After it nothing that OpenSSL was asked for is left, nor did anybody go wrong. */
-static void disconnect(void) {
-    CHECK_INT(on_openssl.errors, 0);
-    fake_ssl_free(&ssl);
-    fake_ctx_free(&ctx);
-    CHECK_INT(on_openssl.bios, 0);
-    CHECK_INT(on_openssl.ciphers, 0);
-    CHECK_INT(fake_misuse, 0);
-}
 
 static void connect_and_isolate(void) {
     connect_it();
@@ -86,38 +42,11 @@ static void nothing_works_yet(void) {
 }
 
 static void open_before_the_tap(void) {
-    CHECK_INT(pyktls_apart_open(), PYKTLS_APART_NOT_OPEN);
-    CHECK_INT(lookups, 0);
-    nothing_works_yet();
-    CHECK_INT(pyktls_tap_open(module_path), PYKTLS_TAP_OK);
-    nothing_works_yet();
+    opens_after_the_tap(pyktls_apart_open, PYKTLS_APART_NOT_OPEN, module_path, nothing_works_yet);
 }
 
 static void open_with_each_name_missing(void) {
-    int names = 0;
-    for (;; names++) {
-        lookups = 0;
-        fail_lookup = names;
-        failed_name = NULL;
-        int result = pyktls_apart_open();
-        if (failed_name == NULL) {
-            CHECK_INT(result, PYKTLS_APART_OK);
-            CHECK_INT(lookups, names);
-            break;
-        }
-        check_context = failed_name;
-        CHECK_INT(result, PYKTLS_APART_NOT_OPEN);
-        CHECK_INT(lookups, names + 1);
-        nothing_works_yet();
-    }
-    CHECK(names > 15);
-    fail_lookup = -1;
-}
-
-static void open_again(void) {
-    lookups = 0;
-    CHECK_INT(pyktls_apart_open(), PYKTLS_APART_OK);
-    CHECK_INT(lookups, 0);
+    CHECK(opens_with_all_names(pyktls_apart_open, PYKTLS_APART_NOT_OPEN, nothing_works_yet) > 15);
 }
 
 /* ---- pyktls_apart_isolate -------------------------------------------------------------------- */
@@ -453,7 +382,6 @@ static const struct test tests[] = {
     TEST(nothing_works_yet),
     TEST(open_before_the_tap),
     TEST(open_with_each_name_missing),
-    TEST(open_again),
     /* In any. */
     TEST(isolating_takes_the_socket_away),
     TEST(isolating_where_there_is_one_bio_or_none),

@@ -38,6 +38,13 @@ static void nothing_before_it_is_open(void) {
     CHECK_INT(pyktls_tap_context_options(&ctx), 0);
     CHECK_INT(pyktls_tap_owned_by(&ssl, NULL), 0);
     CHECK(pyktls_tap_symbol("SSL_version") == NULL);
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_NOT_OPEN);
+    CHECK_INT(pyktls_tap_kept(&ssl), PYKTLS_TAP_LOST);
+    unsigned char untouched[16];
+    memset(untouched, 0xee, sizeof(untouched));
+    pyktls_tap_take(&ssl, untouched);
+    CHECK_ALL(untouched, 0xee, sizeof(untouched));
+    CHECK_INT(pyktls_tap_read_bytes(&ssl), 0);
     CHECK(ctx.keylog == NULL && ctx.message == NULL && ctx.info == NULL);
 }
 
@@ -445,6 +452,253 @@ static void server_hello_cut_anywhere(void) {
     disconnect();
 }
 
+/* ---- following ------------------------------------------------------------------------------- */
+
+#define KEPT_HEADER 6
+#define KEPT_MOST 0x100000
+
+/* One whose tap is there, and which is followed. */
+static void connect_and_follow(void) {
+    connect_with(TLS_1_3, 0);
+    record_header(0, 22, 100);
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_OK);
+}
+
+/* Takes what is kept, in a block of its own, and there is this and then nothing. */
+static void check_kept(const void *expected, size_t size) {
+    unsigned char *out = malloc(size + (size == 0));
+    int64_t kept = pyktls_tap_kept(&ssl);
+    CHECK_INT(kept, size);
+    if (kept == (int64_t)size) {
+        memset(out, 0x11, size + (size == 0));
+        pyktls_tap_take(&ssl, out);
+        CHECK_BYTES(out, expected, size);
+        if (size == 0) {
+            CHECK_ALL(out, 0x11, 1);
+        }
+        CHECK_INT(pyktls_tap_kept(&ssl), 0);
+    }
+    free(out);
+}
+
+static void check_lost(void) {
+    unsigned char out[16];
+    memset(out, 0x11, sizeof(out));
+    CHECK_INT(pyktls_tap_kept(&ssl), PYKTLS_TAP_LOST);
+    pyktls_tap_take(&ssl, out);
+    CHECK_ALL(out, 0x11, sizeof(out));
+}
+
+static void following_is_for_those_that_are_watched(void) {
+    struct fake_ctx other = {0};
+    connect_with(TLS_1_3, 0);
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_REFUSED); /* nothing was seen of it yet */
+    CHECK_INT(allocated, 0);
+    check_lost();
+    CHECK_INT(pyktls_tap_read_bytes(&ssl), 0);
+    record_header(0, 22, 100);
+    check_lost();
+    CHECK_INT(pyktls_tap_read_bytes(&ssl), 0);
+    ssl.ctx = &other;
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_REFUSED);
+    check_lost();
+    ssl.ctx = &ctx;
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_OK);
+    check_kept("", 0);
+    disconnect();
+    connect_with(TLS_1_3, 0);
+    event(0, 256, "\26\3\3", 3); /* no header of ours: the counts are wrong from now on */
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_REFUSED);
+    check_lost();
+    disconnect();
+}
+
+static void messages_and_alerts_of_both_directions_are_kept_in_order(void) {
+    static const char all[] = "\0\26\0\0\0\5\30\0\0\1\1"
+                              "\1\26\0\0\0\5\30\0\0\1\0"
+                              "\1\25\0\0\0\2\2\12"
+                              "\0\25\0\0\0\2\1\0"
+                              "\1\25\0\0\0\2\1\0";
+    connect_and_follow();
+    check_kept("", 0);
+    event(0, 22, "\30\0\0\1\1", 5);
+    CHECK_INT(pyktls_tap_kept(&ssl), 11);
+    event(1, 22, "\30\0\0\1\0", 5);
+    CHECK_INT(pyktls_tap_kept(&ssl), 22);
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_OK); /* again is harmless */
+    event(1, 21, "\2\12", 2);
+    event(0, 21, "\1\0", 2);
+    event(2, 21, "\1\0", 2); /* any truth is 1 */
+    check_kept(all, sizeof(all) - 1);
+    event(0, 21, "\1\0", 2); /* and on */
+    check_kept("\0\25\0\0\0\2\1\0", 8);
+    check_kept("", 0);
+    ssl.message(1, TLS_1_2, 22, NULL, 0, &ssl, NULL); /* nothing is a message too */
+    event(0, 21, "\1\0", 2);
+    event(1, 21, "\1\0", 2);
+    check_kept("\1\26\0\0\0\0"
+               "\0\25\0\0\0\2\1\0"
+               "\1\25\0\0\0\2\1\0",
+               22);
+    disconnect();
+}
+
+static void nothing_else_is_kept(void) {
+    static const int types[] = {0, 20, 23, 24, 25, 255, 256, 257, 277, 278};
+    connect_with(TLS_1_3, 0);
+    record_header(0, 22, 100);
+    event(0, 22, "\2\0\0\0", 4); /* before */
+    event(1, 21, "\1\0", 2);
+    CHECK_INT(allocated, 1); /* the connection's own */
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_OK);
+    for (int write = 0; write <= 1; write++) {
+        for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+            event(write, types[i], "\26\3\3\0\5", 5);
+        }
+        keylog_secret("SERVER_TRAFFIC_SECRET_N", 32, 3);
+    }
+    check_kept("", 0);
+    CHECK_INT(allocated, 1);
+    disconnect();
+}
+
+static void messages_of_any_size_are_kept_whole(void) {
+    static const size_t sizes[] = {0,      1,       255,     256,           0x1234,
+                                   0x4000, 0x12345, 0xfffff, KEPT_MOST - 1, KEPT_MOST};
+    unsigned char *expected = malloc(KEPT_HEADER + KEPT_MOST);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        size_t size = sizes[i];
+        expected[0] = 0;
+        expected[1] = 22;
+        expected[2] = 0;
+        expected[3] = (unsigned char)(size / 0x10000);
+        expected[4] = (unsigned char)(size / 0x100 % 0x100);
+        expected[5] = (unsigned char)(size % 0x100);
+        for (size_t j = 0; j < size; j++) {
+            expected[KEPT_HEADER + j] = (unsigned char)(j * 7 + j / 256);
+        }
+        connect_and_follow();
+        event(0, 22, expected + KEPT_HEADER, size);
+        check_kept(expected, KEPT_HEADER + size);
+        disconnect();
+    }
+    free(expected);
+}
+
+static void a_message_larger_than_any_is_lost_for_good(void) {
+    unsigned char *large = calloc(1, KEPT_MOST + 1);
+    connect_and_follow();
+    event(0, 21, "\1\0", 2);
+    CHECK_INT(pyktls_tap_kept(&ssl), 8);
+    event(0, 22, large, KEPT_MOST + 1);
+    check_lost();
+    CHECK_INT(allocated, 2); /* it was not even tried */
+    CHECK_INT(freed, 1);     /* and what there was nobody can ask for */
+    event(0, 21, "\1\0", 2);
+    check_lost();
+    CHECK_INT(pyktls_tap_follow(&ssl), PYKTLS_TAP_OK);
+    event(0, 21, "\1\0", 2);
+    check_lost();
+    CHECK_INT(allocated, 2);
+    /* What is counted is counted on. */
+    record_header(0, 23, 20);
+    CHECK_INT(pyktls_tap_read_bytes(&ssl), 130);
+    disconnect();
+    free(large);
+}
+
+static void what_nobody_takes_is_lost_some_time(void) {
+    unsigned char *large = calloc(1, KEPT_MOST + 1);
+    for (int over = 0; over <= 1; over++) {
+        connect_and_follow();
+        event(0, 22, large, KEPT_MOST - KEPT_HEADER + (size_t)over);
+        CHECK_INT(pyktls_tap_kept(&ssl), KEPT_MOST + over);
+        event(0, 21, "\1\0", 2);
+        if (over) {
+            check_lost();
+        } else {
+            CHECK_INT(pyktls_tap_kept(&ssl), KEPT_MOST + 8);
+        }
+        disconnect();
+        CHECK_INT(freed, allocated + 1); /* the context's was made before the count */
+        CHECK_INT(freed_dirty, 0);
+    }
+    free(large);
+}
+
+static void without_memory_a_message_is_lost_for_good(void) {
+    for (int before = 0; before <= 1; before++) {
+        connect_and_follow();
+        if (before) {
+            event(0, 22, "\4\0\0\1a", 5);
+            CHECK_INT(pyktls_tap_kept(&ssl), 11);
+        }
+        no_memory = 1;
+        event(1, 21, "\1\0", 2);
+        no_memory = 0;
+        check_lost();
+        CHECK_INT(freed, before);
+        CHECK_INT(freed_dirty, 0);
+        event(1, 21, "\1\0", 2);
+        check_lost();
+        CHECK_INT(allocated, 1 + before);
+        disconnect();
+    }
+}
+
+static void what_is_kept_is_wiped_each_time_and_freed_with_the_connection(void) {
+    unsigned char out[64];
+    connect_and_follow();
+    event(0, 22, "\4\0\0\1a", 5);
+    event(0, 22, "\4\0\0\1b", 5); /* moves to a larger block */
+    CHECK_INT(allocated, 3);
+    CHECK_INT(freed, 1);
+    pyktls_tap_take(&ssl, out);
+    CHECK_INT(freed, 2);
+    event(0, 22, "\4\0\0\1c", 5);
+    CHECK_INT(allocated, 4);
+    fake_ssl_free(&ssl); /* with the last one in it */
+    CHECK_INT(freed, 4);
+    CHECK_INT(freed_dirty, 0);
+    fake_ctx_free(&ctx);
+}
+
+static void two_connections_are_followed_apart(void) {
+    connect_and_follow();
+    struct fake_ssl other;
+    fake_ssl_init(&other, &ctx);
+    other.version = TLS_1_3;
+    other.message(0, 0, 256, "\26\3\3\0\1", 5, &other, NULL);
+    event(0, 21, "\1\0", 2);
+    other.message(0, 0, 21, "\2\50", 2, &other, NULL); /* not followed yet */
+    CHECK_INT(pyktls_tap_kept(&other), PYKTLS_TAP_LOST);
+    CHECK_INT(pyktls_tap_follow(&other), PYKTLS_TAP_OK);
+    other.message(0, 0, 21, "\2\51", 2, &other, NULL);
+    CHECK_INT(pyktls_tap_kept(&other), 8);
+    CHECK_INT(pyktls_tap_read_bytes(&other), 6);
+    CHECK_INT(pyktls_tap_read_bytes(&ssl), 105);
+    check_kept("\0\25\0\0\0\2\1\0", 8);
+    CHECK_INT(pyktls_tap_kept(&other), 8);
+    fake_ssl_free(&other);
+    disconnect();
+}
+
+static void bytes_that_were_begun_to_be_read(void) {
+    connect_and_follow();
+    CHECK_INT(pyktls_tap_read_bytes(&ssl), 105);
+    record_header(1, 23, 0x4000); /* not what is sent */
+    CHECK_INT(pyktls_tap_read_bytes(&ssl), 105);
+    uint64_t expected = 105;
+    for (int i = 0; i < 70000; i++) { /* more than 32 bits hold */
+        record_header(0, 23, 0xffff);
+        expected += 0x10004;
+    }
+    CHECK(pyktls_tap_read_bytes(&ssl) == expected && expected > UINT32_MAX);
+    look();
+    CHECK(seen.read.record_bytes == expected);
+    disconnect();
+}
+
 /* ---- what it reads of the connection --------------------------------------------------------- */
 
 static void read_all_fields(void) {
@@ -761,6 +1015,16 @@ static const struct test tests[] = {
     TEST(handshake_messages_against_their_records),
     TEST(encrypt_then_mac),
     TEST(server_hello_cut_anywhere),
+    TEST(following_is_for_those_that_are_watched),
+    TEST(messages_and_alerts_of_both_directions_are_kept_in_order),
+    TEST(nothing_else_is_kept),
+    TEST(messages_of_any_size_are_kept_whole),
+    TEST(a_message_larger_than_any_is_lost_for_good),
+    TEST(what_nobody_takes_is_lost_some_time),
+    TEST(without_memory_a_message_is_lost_for_good),
+    TEST(what_is_kept_is_wiped_each_time_and_freed_with_the_connection),
+    TEST(two_connections_are_followed_apart),
+    TEST(bytes_that_were_begun_to_be_read),
     TEST(read_all_fields),
     TEST(read_a_connection_that_has_not_begun),
     TEST(max_fragment_length),

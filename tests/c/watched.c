@@ -2,7 +2,7 @@
 #define TEST_REPLACES
 #include "replaced.h"
 
-#include <stddef.h>
+#include <string.h>
 
 #include "watched.h"
 
@@ -37,20 +37,29 @@ static struct {
     size_t size;
 } blocks[BLOCKS];
 
-void *test_calloc(size_t count, size_t size) {
-    if (no_memory) {
-        return NULL;
-    }
-    void *memory = calloc(count, size);
+static void *watch(void *memory, size_t size) {
     for (size_t i = 0; memory != NULL && i < BLOCKS; i++) {
         if (blocks[i].memory == NULL) {
             blocks[i].memory = memory;
-            blocks[i].size = count * size;
+            blocks[i].size = size;
             break;
         }
     }
     allocated++;
     return memory;
+}
+
+void *test_calloc(size_t count, size_t size) {
+    return no_memory ? NULL : watch(calloc(count, size), count * size);
+}
+
+void *test_malloc(size_t size) {
+    void *memory = no_memory ? NULL : malloc(size);
+    if (memory == NULL) {
+        return NULL;
+    }
+    memset(memory, 0xee, size); /* as one that was used before */
+    return watch(memory, size);
 }
 
 static int is_wiped(const unsigned char *memory, size_t size) {
