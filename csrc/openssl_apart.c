@@ -1,6 +1,6 @@
 /*
- * What is asked of OpenSSL once the kernel has its connection: to keep away from the socket, and to
- * take in a session ticket that came later.
+ * What is asked of OpenSSL once the kernel has its connection: to take in a session ticket that came
+ * later.
  *
  * Everything is looked up where openssl_tap.c found its own: in the running _ssl module's libraries.
  */
@@ -12,7 +12,6 @@
 
 #define SENT_SHUTDOWN 1
 #define RECEIVED_SHUTDOWN 2
-#define BIO_SET_MEMORY_EOF_RETURN 130 /* BIO_C_SET_BUF_MEM_EOF_RETURN */
 #define ERROR_WANT_READ 2
 #define AEAD_SET_IV_LENGTH 0x9 /* EVP_CTRL_AEAD_SET_IVLEN and so on */
 #define AEAD_GET_TAG 0x10
@@ -25,16 +24,9 @@
     F(SSL_get_rbio, void *, (const void *))                                                        \
     F(SSL_get_shutdown, int, (const void *))                                                       \
     F(SSL_set_shutdown, void, (void *, int))                                                       \
-    F(SSL_set0_rbio, void, (void *, void *))                                                       \
-    F(SSL_set0_wbio, void, (void *, void *))                                                       \
     F(SSL_peek, int, (void *, void *, int))                                                        \
     F(SSL_get_error, int, (const void *, int))                                                     \
-    F(BIO_s_mem, const void *, (void))                                                             \
-    F(BIO_s_null, const void *, (void))                                                            \
-    F(BIO_new, void *, (const void *))                                                             \
-    F(BIO_free, int, (void *))                                                                     \
     F(BIO_write, int, (void *, const void *, int))                                                 \
-    F(BIO_ctrl, long, (void *, int, long, void *))                                                 \
     F(ERR_clear_error, void, (void))                                                               \
     F(EVP_get_cipherbyname, const void *, (const char *))                                          \
     F(EVP_CIPHER_CTX_new, void *, (void))                                                          \
@@ -67,25 +59,6 @@ int pyktls_apart_open(void) {
     OPENSSL_FUNCTIONS(F)
 #undef F
     openssl.open = 1;
-    return PYKTLS_APART_OK;
-}
-
-int pyktls_apart_isolate(void *ssl) {
-    if (!openssl.open) {
-        return PYKTLS_APART_NOT_OPEN;
-    }
-    void *in = openssl.BIO_new(openssl.BIO_s_mem());
-    void *out = openssl.BIO_new(openssl.BIO_s_null());
-    if (in == NULL || out == NULL) {
-        openssl.BIO_free(in);
-        openssl.BIO_free(out);
-        openssl.ERR_clear_error();
-        return PYKTLS_APART_REFUSED;
-    }
-    /* Nothing there means "not yet", not the end of the stream. */
-    openssl.BIO_ctrl(in, BIO_SET_MEMORY_EOF_RETURN, -1, NULL);
-    openssl.SSL_set0_rbio(ssl, in);
-    openssl.SSL_set0_wbio(ssl, out);
     return PYKTLS_APART_OK;
 }
 

@@ -17,13 +17,7 @@ enum {
 int pyktls_apart_open(void);
 
 /*
- * Takes the socket away from the connection: it reads from memory, and what it writes is discarded.
- * The BIOs it had are released; a socket BIO of CPython's leaves its descriptor open.
- */
-int pyktls_apart_isolate(void *ssl);
-
-/*
- * Gives an isolated connection the bytes of whole records that hold post-handshake messages, and
+ * Gives a connection without a socket (pyktls_half_begin) the bytes of whole records that hold post-handshake messages, and
  * lets it take them in.  PYKTLS_APART_REFUSED if it did not take all of them, or did not like what
  * it read: then a part may be left in it, and nothing more may be fed.  Empties the calling
  * thread's queue of OpenSSL errors.

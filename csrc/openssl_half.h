@@ -28,7 +28,12 @@ enum { PYKTLS_HALF_READS = 1, PYKTLS_HALF_WRITES = 2 };
 /* Finds OpenSSL, once pyktls_tap_open has.  Again is harmless. */
 int pyktls_half_open(void);
 
-/* Takes the socket away from the connection, and leaves it the one direction. */
+/*
+ * Takes the socket away from the connection, and leaves it the one direction.  One that reads reads
+ * from memory, and what it writes is discarded: if nothing is brought to it, the connection is apart
+ * from everything.  The BIOs it had are released; a socket BIO of CPython's leaves its descriptor
+ * open.
+ */
 int pyktls_half_begin(void *ssl, int direction);
 
 /* Brings bytes from the socket.  PYKTLS_HALF_FAILED without memory. */

@@ -1,7 +1,8 @@
 """OpenSSL's connection after the switch, apart from its socket.
 
 For the ssl module whose OpenSSL can be reached (the native engine's condition), however the keys
-were read.  ``csrc/openssl_apart.c`` does it.
+were read.  ``csrc/openssl_apart.c`` does it, and ``csrc/openssl_half.c`` takes the socket away:
+what is left is the reading half of a connection to which nobody brings anything but tickets.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls._kernel import ffi, lib
 
-from . import native
+from . import half, native
 
 if TYPE_CHECKING:
     from pyktls.ciphers import AEAD
@@ -22,14 +23,15 @@ __all__ = ["feed", "isolate", "seal", "works"]
 @functools.cache
 def works() -> bool:
     """Whether the functions of OpenSSL that are needed here can be reached."""
-    return native.why_not() is None and bool(lib.pyktls_apart_open() == lib.PYKTLS_APART_OK)
+    return half.works() and bool(lib.pyktls_apart_open() == lib.PYKTLS_APART_OK)
 
 
 def isolate(sslobj: Any) -> bool:
     """Take the socket away from OpenSSL's connection; False if it could not be done."""
     if not works():
         return False
-    return bool(lib.pyktls_apart_isolate(native.ssl_pointer(sslobj)) == lib.PYKTLS_APART_OK)
+    begun = lib.pyktls_half_begin(native.ssl_pointer(sslobj), lib.PYKTLS_HALF_READS)
+    return bool(begun == lib.PYKTLS_HALF_OK)
 
 
 def feed(sslobj: Any, records: bytes) -> bool:
