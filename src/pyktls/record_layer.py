@@ -20,7 +20,7 @@ so many records have been sent under one key that its cipher would begin to wear
 (record_limit.py).
 
 Closing is in closing.py, files and pipes in file_transfer.py.  Where only one direction was
-switched, the other one's records come from OpenSSL and go to it: directions.py.
+switched, the other one's records come from OpenSSL and go to it: openssl_directions.py.
 """
 
 from __future__ import annotations

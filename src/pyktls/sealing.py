@@ -2,8 +2,8 @@
 
 The kernel, or OpenSSL, makes every record of a connection but two kinds: the session ticket that is
 brought to OpenSSL in a form that it knows (resumption.py), and the fatal alert that ends a
-connection whose sending half OpenSSL still has (directions.py): it sends none that it has not
-thought of itself.
+connection whose sending half OpenSSL still has (openssl_directions.py): it sends none that it has
+not thought of itself.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from .directions import OpenSSLIncoming, OpenSSLOutgoing
 from .engines import apart
 from .engines.half import Half
 from .errors import HandoffRefused
@@ -21,6 +20,7 @@ from .handoff import (
     take_plaintext,
     tcp_socket,
 )
+from .openssl_directions import OpenSSLIncoming, OpenSSLOutgoing
 from .record_layer import RecordLayer
 from .resumption import OpenSSLTickets, TicketKeeper
 from .session import Role, Session

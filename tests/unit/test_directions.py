@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from pyktls import InvalidValue, Unavailable, _records
-from pyktls.directions import OpenSSLIncoming, OpenSSLOutgoing
 from pyktls.engines.half import Message, Stopped
+from pyktls.openssl_directions import OpenSSLIncoming, OpenSSLOutgoing
 from pyktls.protocol import ALERT, APPLICATION_DATA, HANDSHAKE, INTERNAL_ERROR, UNEXPECTED_MESSAGE
 from pyktls.record_errors import RefusedRecord
 from support import tls
