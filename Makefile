@@ -12,7 +12,7 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test peers test-c test-freebsd abi cross test-all wheel lint format clean
+.PHONY: help demo test peers pythons test-c test-freebsd abi cross test-all wheel lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-freebsd  what concerns FreeBSD: on FreeBSD its kernel, elsewhere a fake of it'
 	@echo 'make cross     compiles and links for FreeBSD, with every number held to its headers'
 	@echo 'make abi       holds the numbers of Linux to the header of Linux 7.3'
+	@echo 'make pythons   the unit tests on CPython 3.11 to 3.15, also those of other Debian releases'
 	@echo 'make test-all  the same with every Python and every variant there is'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
 	@echo 'make lint      ruff, mypy --strict, gcc and clang with -Werror, clang-tidy, cppcheck'
@@ -41,6 +42,12 @@ test:
 peers:
 	$(SETUP) lab,test
 	PYTHONPATH=tests $(PY) -m interop.table $(KERNELS) $(ARGS)
+
+# Makes Debian releases in the cache with debootstrap, as root.  ARGS="--only forky-3.14" chooses,
+# ARGS=--refresh throws the cache away first, ARGS="--python PATH" takes one more of this machine's.
+pythons:
+	$(SETUP) pythons
+	$(PYTHON) -m tests.pythons $(ARGS)
 
 # ARGS="gcc valgrind" chooses runs; ARGS=--allow-missing passes over what is not installed.
 test-c:
@@ -67,7 +74,7 @@ abi:
 			-isystem $$include -isystem $$include/x86_64-linux-gnu csrc/$$file; \
 	done
 
-test-all: lint test-c abi cross demo wheel peers
+test-all: lint test-c abi cross demo wheel peers pythons
 	$(MAKE) test ARGS=--everything
 
 wheel:
@@ -80,7 +87,7 @@ lint:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
-		tests/lab tests/c tests/run.py tests/demo.py
+		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py
 	@set -e; for file in $(C_FILES); do \
 		flags="$(C_FLAGS)"; \
 		case $$file in *kernel_freebsd.c) flags="$$flags $(FREEBSD)";; esac; \

@@ -1,16 +1,12 @@
 """The two extension modules; everything else about the package is in pyproject.toml."""
 
 import runpy
-import sysconfig
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 kernel = runpy.run_path("csrc/build_kernel.py")
-
-# One build serves every CPython from 3.11 on, except the free-threaded ones, which have no stable
-# ABI that Cython knows.
-stable_abi = not sysconfig.get_config_var("Py_GIL_DISABLED")
+stable_abi = kernel["STABLE_ABI"]
 
 records = Extension(
     "pyktls._records",

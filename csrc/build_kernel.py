@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import sysconfig
 
 from cffi import FFI
 
@@ -13,6 +14,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 #: The systems there is a file for, and the library that holds dlopen(3) there.  One file per system
 #: is behind kernel.h; what it adds to the cdef is beside it.
 SYSTEMS = {"linux": ["dl"], "freebsd": []}
+
+#: One build serves every CPython from 3.11 on, except the free-threaded ones: they have no stable
+#: ABI before 3.15, and then one that Cython does not know.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def system() -> str:
@@ -73,9 +78,14 @@ ffibuilder.set_source(
         for path in sorted(HERE.glob(pattern))
     ],
     include_dirs=["csrc"],
-    define_macros=[("_GNU_SOURCE", None)],
+    define_macros=[
+        ("_GNU_SOURCE", None),
+        # cffi 2 knows that by itself, 1.17 not.
+        *([] if STABLE_ABI else [("_CFFI_NO_LIMITED_API", None)]),
+    ],
     extra_compile_args=warning_flags(),
     libraries=SYSTEMS[system()],
+    py_limited_api=STABLE_ABI,
 )
 
 if __name__ == "__main__":

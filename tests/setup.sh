@@ -4,7 +4,8 @@
 #   tests/setup.sh [EXTRA,...]      extras of pyproject.toml; default: lab
 #
 # With `lint` among them also what checks the C files: clang, clang-tidy, cppcheck, valgrind.  The
-# word `c` instead of extras is for these alone, and makes no virtual environment.
+# word `c` instead of extras is for these alone, the word `pythons` for debootstrap; they make no
+# virtual environment.
 #
 # On Debian and Ubuntu missing system packages are installed with apt-get, as root or through sudo.
 # Where nothing is missing, nothing is installed and root is not needed.  PYTHON names the
@@ -64,6 +65,10 @@ case ",$extras," in *,lint,* | ,c,)
     ;;
 esac
 
+if [ "$extras" = pythons ]; then
+    need debootstrap sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v debootstrap'
+fi
+
 if [ -n "$missing" ]; then
     sudo=""
     [ "$(id -u)" = 0 ] || sudo=sudo
@@ -83,6 +88,6 @@ if [ -n "$missing" ]; then
     esac
 fi
 
-[ "$extras" != c ] || exit 0
+case $extras in c | pythons) exit 0 ;; esac
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".[$extras]"

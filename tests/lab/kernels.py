@@ -349,6 +349,18 @@ class Apt:
         _run(self.command("apt-get", "download", *wanted), cwd=self.state)
         return sorted(self.state.glob("*.deb"))
 
+    def source(self, package: str) -> Path:
+        """The archive of the source that a package was made from, as its authors publish it."""
+        lines = self.sources.read_text()
+        self.sources.write_text(lines + lines.replace("deb ", "deb-src "))
+        _run(self.command("apt-get", "update"))
+        _run(
+            self.command("apt-get", "--download-only", "--tar-only", "source", package),
+            cwd=self.state,
+        )
+        (archive,) = self.state.glob("*.orig.tar.?z")
+        return archive
+
 
 def image_dependency(depends: str) -> str:
     """The kernel release in the metapackage's dependencies."""

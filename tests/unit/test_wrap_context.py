@@ -164,7 +164,8 @@ def test_required_of_a_handshake_on_the_way():
             pair.client.send(b"never sent")
         assert isinstance(caught.value, HandoffRefused | Unavailable)
         server.result()
-        with contextlib.suppress(ConnectionResetError):  # as the tickets are unread
+        # As the tickets are unread: a reset, which Linux calls a broken pipe if a FIN came before.
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             assert pair.server.recv(100) == b""
 
 
@@ -374,7 +375,9 @@ def test_every_attribute_of_openssls_object_is_accounted_for():
     """A new one in _ssl is either a question or a deed, and somebody has to say which."""
     public = {name for name in dir(_ssl._SSLSocket) if not name.startswith("_")}
     ours = {name for name in vars(ssl_sockets._Switched) if not name.startswith("_")}
-    assert public <= ours | ssl_sockets._QUESTIONS
+    # Since Python 3.15; ssl goes without where it is not, and SSLSocket.sendfile is another.
+    absent = {"sendfile"}
+    assert public <= ours | ssl_sockets._QUESTIONS | absent
 
 
 def test_what_openssls_object_has_not():

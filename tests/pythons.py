@@ -1,0 +1,529 @@
+"""Builds pyktls and runs the unit tests on every Python there is.
+
+    python -m tests.pythons [--only NAME ...] [--python PATH ...] [--refresh] [--strict] [--jobs N]
+                            [PYTEST ARGUMENTS]
+
+How this works. A Python is one of three kinds:
+
+* one of this machine's, on the PATH or of pyenv;
+* one of another Debian release, which has an OpenSSL of its own besides. debootstrap makes the
+  release's files in a directory, which commands have as their root directory: root's privilege is
+  needed for both. The mirror is the one of this machine's own apt, as in tests/lab;
+* a free-threaded one, which Debian does not have: built in such a directory from the source that
+  goes with its Python.
+
+For each the tree is copied, so that building does not disturb it; pyktls is installed from the copy
+into a virtual environment, not in place, so that the tests run on what a user gets; then tests/unit
+and, in a process of its own and on the fake of its kernel, tests/freebsd run. As many Pythons at
+once as there are processors (--jobs); the output of each comes when it has ended.
+
+The releases, the Pythons and the virtual environments stay in the cache, beside the lab's: a second
+run only builds pyktls. --refresh throws them away first. Ends with a table (docs/pythons.md has
+one). A Python that cannot be had is in it with the reason, and a failure only with --strict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import tomllib
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tests.lab.errors import LabError
+from tests.lab.kernels import KEYRINGS, Apt, cache_root
+from tests.lab.sources import find_mirrors
+from tests.lab.tools import search_path
+from tests.run import read_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = cache_root().parent / "pythons"
+#: Each in a process of its own: tests/freebsd brings its own build of the package.
+TESTS = ("tests/unit", "tests/freebsd")
+#: What runs and builds leave in the tree; the rest of it is copied.
+LEFT_OUT = shutil.ignore_patterns(
+    ".*", "__pycache__", "*.egg-info", "*.so", "_kernel.c", "build", "dist", "test-results"
+)
+
+#: What builds pyktls, what the tests start, and what pip builds where the index has no wheel.
+PACKAGES = ("ca-certificates", "curl", "gcc", "libc6-dev", "libffi-dev", "mount", "openssl")
+#: What CPython is built from besides.
+FOR_CPYTHON = ("libbz2-dev", "liblzma-dev", "libssl-dev", "make", "pkgconf", "zlib1g-dev")
+RELEASES = {
+    "trixie": ("python3.13-dev", "python3.13-venv", *PACKAGES),
+    "forky": (
+        *("python3.14-dev", "python3.14-venv", "python3.15-dev", "python3.15-venv"),
+        *(*PACKAGES, *FOR_CPYTHON),
+    ),
+}
+#: What of this machine's environment goes into another release too, by the beginning of its name.
+PASSED_ON = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "PYKTLS_LAB_MIRROR")
+#: What of its apt's configuration.
+APT_PASSED_ON = ("Acquire::Check", "Acquire::http")
+#: Files that pip needs to reach its index as it does on this machine: these, and what these name.
+FILES = ("/etc/resolv.conf", "/etc/pip.conf")
+NAMING_FILES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+
+LOOK = """
+import json, ssl, sys, sysconfig, warnings
+warnings.simplefilter("ignore")  # that the GIL was switched on again
+import pyktls
+free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+print(json.dumps({
+    "python": sys.version.split()[0] + ("t" if free_threaded else ""),
+    "openssl": ssl.OPENSSL_VERSION.split()[1],
+    "engine": next((engine.name for engine in pyktls.engines() if engine.chosen), "none"),
+    "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+    "free_threaded": free_threaded,
+    "apart": pyktls.__file__.startswith(sys.prefix),
+}))
+"""
+#: What is started and mounted after this is gone with it: nothing of this machine's ever lies under
+#: a directory that is removed later.
+APART = (
+    *("unshare", "--mount", "--propagation", "private"),
+    *("--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+#: How the names of directories begin that a run which was killed leaves behind.
+UNFINISHED = "unfinished-"
+PRINTING = threading.Lock()
+
+
+class MissingError(Exception):
+    """This Python cannot be had here; the text says why."""
+
+
+class BrokenError(Exception):
+    """pyktls could not be built or tried with this Python."""
+
+
+def reason(output: str) -> str:
+    """The line of a program's output that tells why it failed: apt's first error, or the last."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    return next((line for line in lines if line.startswith("E: ")), lines[-1])
+
+
+def say(text: str) -> None:
+    print(f"pythons: {text}", file=sys.stderr, flush=True)
+
+
+# ---- where commands run -----------------------------------------------------------------------
+
+
+class Place(ABC):
+    """This machine, or the files of another Debian release on it."""
+
+    #: What stays from one run to the next, as commands see it.
+    store: Path
+
+    @abstractmethod
+    def outside(self, path: Path) -> Path:
+        """Where this machine has the file that a command calls ``path``."""
+
+    @abstractmethod
+    def command(self, command: Sequence[str], directory: Path) -> list[str]:
+        """What this machine has to start, so that a command runs in a directory of the place."""
+
+    @abstractmethod
+    def environment(self) -> dict[str, str]:
+        """The environment of a command."""
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        output: IO[bytes] | int,
+        directory: Path = Path("/"),
+        **variables: str,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command([str(part) for part in command], directory),
+            env=self.environment() | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+
+class Machine(Place):
+    """This machine itself."""
+
+    store = CACHE
+
+    def outside(self, path: Path) -> Path:
+        return path
+
+    def command(self, command: Sequence[str], directory: Path) -> list[str]:
+        return ["env", f"--chdir={directory}", *command]
+
+    def environment(self) -> dict[str, str]:
+        # Where this program itself has its packages is nothing to them.
+        apart = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+        return {name: value for name, value in os.environ.items() if name not in apart}
+
+
+class Release(Place):
+    """Another Debian release."""
+
+    store = Path("/opt/pyktls")
+    script = Path("/usr/share/debootstrap/scripts/sid")
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.root = CACHE / suite
+        self.packages = sorted(RELEASES[suite])
+
+    def outside(self, path: Path) -> Path:
+        return self.root / path.relative_to("/")
+
+    def command(self, command: Sequence[str], directory: Path) -> list[str]:
+        # Not chroot(8): in there a process may make no user namespaces, which tests do.
+        enter = """
+            root=$1 directory=$2 && shift 2
+            mount --rbind "$root" "$root" && cd "$root"
+            mount -t proc proc proc && mount --rbind /dev dev && mount --rbind /sys sys
+            pivot_root . mnt && umount -l /mnt && exec env --chdir="$directory" "$@"
+        """
+        inside = [str(self.root), str(directory), *command]
+        return [*APART, "sh", "-e", "-c", enter, "sh", *inside]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if name.upper().startswith(PASSED_ON)
+            },
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def make(self) -> None:
+        """See that the release's files are there."""
+        made = self.outside(self.store / "packages.json")
+        if not made.exists() or json.loads(made.read_text()) != self.packages:
+            self._bootstrap()
+        settings = []
+        if shutil.which("apt-config"):
+            dump = subprocess.run(
+                ["apt-config", "dump"], capture_output=True, text=True, check=True
+            )
+            settings = dump.stdout.splitlines(keepends=True)
+        passed = [line for line in settings if line.startswith(APT_PASSED_ON)]
+        (self.root / "etc/apt/apt.conf.d/90outside").write_text("".join(passed))
+        named = [os.environ[name] for name in NAMING_FILES if name in os.environ]
+        for path in map(Path, (*FILES, *named)):
+            if path.is_file():
+                inside = self.outside(path.absolute())
+                inside.parent.mkdir(parents=True, exist_ok=True)
+                inside.unlink(missing_ok=True)
+                shutil.copyfile(path, inside)
+
+    def _bootstrap(self) -> None:
+        if os.geteuid() != 0:
+            raise MissingError("only root can make it, and use it")
+        program = shutil.which("debootstrap", path=search_path())
+        if program is None:
+            raise MissingError("needs debootstrap: apt-get install debootstrap")
+        try:
+            mirror = find_mirrors().main
+        except LabError as e:
+            raise MissingError(str(e)) from e
+        say(f"fetching {self.suite}")
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=UNFINISHED) as scratch:
+            root = Path(scratch) / "root"
+            command = [*APART, program, "--variant=minbase"]
+            command += [f"--keyring={path}" for path in KEYRINGS if path.exists()][:1]
+            command += [f"--include={','.join(self.packages)}", self.suite, str(root), mirror]
+            # sid's way is that of each release here, also where debootstrap does not know its name.
+            command += [str(self.script)]
+            environment = {**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8"}
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+            if done.returncode:
+                print(done.stdout, done.stderr, sep="\n", flush=True)
+                raise MissingError(f"debootstrap: {reason(done.stdout + done.stderr)}")
+            store = root / self.store.relative_to("/")
+            store.mkdir(parents=True)
+            (store / "packages.json").write_text(json.dumps(self.packages))
+            if self.root.exists():
+                self.root.rename(Path(scratch) / "old")
+            root.rename(self.root)
+
+
+# ---- the Pythons ------------------------------------------------------------------------------
+
+
+class Python(ABC):
+    """One Python, wherever it comes from."""
+
+    name: str
+    place: Place
+
+    @abstractmethod
+    def obtain(self) -> Path:
+        """The interpreter, as its place knows it."""
+
+
+class Installed(Python):
+    """One that this machine has, as ``pythonVERSION`` on the PATH or of pyenv."""
+
+    def __init__(self, version: str) -> None:
+        self.name = version
+        self.place = Machine()
+
+    def obtain(self) -> Path:
+        look = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
+        for path in self._candidates():
+            # pyenv has a shim on the PATH for each version, and most of them fail.
+            done = self.place.run([path, "-c", look], subprocess.PIPE)
+            if done.returncode == 0 and done.stdout.strip() == self.name:
+                return path
+        raise MissingError(f"no python{self.name} on the PATH or of pyenv")
+
+    def _candidates(self) -> Iterator[Path]:
+        pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+        yield from sorted(pyenv.glob(f"{self.name}.*/bin/python{self.name}"), reverse=True)
+        paths = (Path(directory) / f"python{self.name}" for directory in os.get_exec_path())
+        yield from (path for path in paths if path.is_file())
+
+
+class Named(Python):
+    """An interpreter of this machine's, by its path."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self.place = Machine()
+
+    def obtain(self) -> Path:
+        return Path(self.name).absolute()
+
+
+class Packaged(Python):
+    """One of the Pythons of a Debian release."""
+
+    def __init__(self, version: str, suite: str) -> None:
+        self.name = f"{suite}-{version}"
+        self.version = version
+        self.place: Release = Release(suite)
+
+    def obtain(self) -> Path:
+        self.place.make()
+        return Path(f"/usr/bin/python{self.version}")
+
+
+class FreeThreaded(Packaged):
+    """One without GIL, built from the source of a Debian release's Python."""
+
+    def __init__(self, version: str, suite: str) -> None:
+        super().__init__(version, suite)
+        self.name += "t"
+
+    def obtain(self) -> Path:
+        super().obtain()
+        prefix = self.place.store / f"python{self.version}t"
+        interpreter = prefix / "bin" / f"python{self.version}t"
+        if not self.place.outside(interpreter).exists():
+            self._build(prefix)
+        return interpreter
+
+    def _build(self, prefix: Path) -> None:
+        store = self.place.outside(self.place.store)
+        with tempfile.TemporaryDirectory(dir=store, prefix=UNFINISHED) as scratch:
+            with tarfile.open(self._source(Path(scratch))) as tar:
+                tar.extractall(Path(scratch) / "source", filter="data")
+            (tree,) = (Path(scratch) / "source").iterdir()
+            say(f"building {self.name}")
+            # Not as fast as it could be, and built in a fraction of the time.
+            configure = f"./configure -q --disable-gil --disable-test-modules --prefix={prefix}"
+            build = f"{configure} CFLAGS='-O1 -g0' && make -s -j{os.cpu_count()}"
+            install = f"{build} && make -s altinstall"
+            inside = Path("/") / tree.relative_to(self.place.root)
+            done = self.place.run(["sh", "-c", install], subprocess.PIPE, inside)
+            if done.returncode:
+                shutil.rmtree(self.place.outside(prefix), ignore_errors=True)
+                print(done.stdout, flush=True)
+                raise MissingError(f"could not be built: {reason(done.stdout)}")
+
+    def _source(self, scratch: Path) -> Path:
+        try:
+            # Not the security archive: any version will do, and there they come and go.
+            mirrors = replace(find_mirrors(), security=None)
+            return Apt(scratch / "apt", self.place.suite, mirrors).source(f"python{self.version}")
+        except LabError as e:
+            raise MissingError(f"its source cannot be had: {reason(str(e))}") from e
+
+
+PYTHONS: tuple[Python, ...] = (
+    Installed("3.11"),
+    Installed("3.12"),
+    Installed("3.13"),
+    Packaged("3.13", "trixie"),
+    Packaged("3.14", "forky"),
+    Packaged("3.15", "forky"),
+    FreeThreaded("3.14", "forky"),
+)
+
+
+# ---- what is run ------------------------------------------------------------------------------
+
+
+@dataclass
+class Trial:
+    """The tests on one Python."""
+
+    python: Python
+    facts: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    missing: str = ""
+    broken: str = ""
+
+    def obtain(self) -> Path | None:
+        """The interpreter; None if it cannot be had, and ``missing`` tells why."""
+        try:
+            return self.python.obtain()
+        except MissingError as e:
+            self.missing = str(e)
+            return None
+
+    def run(self, interpreter: Path, arguments: list[str]) -> None:
+        begin = time.monotonic()
+        with tempfile.TemporaryFile() as output:
+            try:
+                self._run(interpreter, arguments, output)
+            except MissingError as e:
+                self.missing = str(e)
+            except BrokenError as e:
+                self.broken = str(e)
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        self.seconds = time.monotonic() - begin
+        with PRINTING:
+            print(f"\n==== {self.python.name}\n\n{text}", flush=True)
+
+    def _run(self, interpreter: Path, arguments: list[str], output: IO[bytes]) -> None:
+        place = self.python.place
+        store = place.outside(place.store)
+        with tempfile.TemporaryDirectory(dir=store, prefix=UNFINISHED) as scratch:
+            outside = Path(scratch) / "pyktls"
+            shutil.copytree(ROOT, outside, symlinks=True, ignore=LEFT_OUT)
+            tree = place.store / outside.relative_to(store)
+            python = self._environment(interpreter, tree, output)
+            self._look(python)
+            for tests in TESTS:
+                report = f"{Path(tests).name}.xml"
+                command: list[str | Path] = [python, "-m", "pytest", tests, "-q"]
+                command += [f"--junitxml={report}", "-p", "no:cacheprovider", *arguments]
+                # Without PYTHON_GIL a free-threaded Python warns that it goes on with its GIL.
+                done = place.run(command, output, tree, PYTHON_GIL="1")
+                counts = read_counts(outside / report)
+                if done.returncode or not counts["tests"]:
+                    self.broken = f"{tests}: exit status {done.returncode}"
+                for name, count in counts.items():
+                    self.counts[name] = self.counts.get(name, 0) + count
+
+    def _environment(self, interpreter: Path, tree: Path, output: IO[bytes]) -> Path:
+        """A virtual environment with pyktls, and what the tests need; its interpreter."""
+        place = self.python.place
+        directory = place.store / f"venv-{self.python.name.strip('/').replace('/', '-')}"
+        python = directory / "bin" / "python"
+        version = "import sys; print(sys.version, sys.base_prefix)"
+        wanted, found = (
+            place.run([path, "-c", version], subprocess.PIPE) for path in (interpreter, python)
+        )
+        if wanted.returncode:
+            raise MissingError(f"{interpreter} does not run: {reason(wanted.stdout)}")
+        if found.stdout != wanted.stdout:
+            done = place.run([interpreter, "-m", "venv", "--clear", directory], output)
+            if done.returncode:
+                raise MissingError(f"{interpreter} makes no virtual environment")
+        pip: list[str | Path] = [python, "-m", "pip", "install", "-q"]
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        needs = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+        if place.run([*pip, *needs], output).returncode:
+            raise MissingError("what the tests need cannot be installed, see above")
+        if place.run([*pip, "."], output, tree).returncode:
+            raise BrokenError("pyktls cannot be built, see above")
+        return python
+
+    def _look(self, python: Path) -> None:
+        done = self.python.place.run([python, "-c", LOOK], subprocess.PIPE)
+        if done.returncode:
+            raise BrokenError(f"import pyktls: {reason(done.stdout)}")
+        self.facts = json.loads(done.stdout)
+        if not self.facts["apart"]:
+            raise BrokenError("the tests would run on another pyktls than the one just built")
+
+    def row(self) -> list[str]:
+        said = f"not there: {self.missing}" if self.missing else self.broken
+        facts = [self.facts.get(name, "-") for name in ("python", "openssl", "engine")]
+        counts = [str(self.counts.get(name, "-")) for name in ("passed", "failed", "skipped")]
+        if not said and self.facts["free_threaded"]:
+            said = f"the GIL is {'on' if self.facts['gil'] else 'off'} after import"
+        return [self.python.name, *facts, *counts, f"{self.seconds:.0f}", said or "ok"]
+
+
+def table(trials: Sequence[Trial]) -> str:
+    """The result, as Markdown."""
+    head = ("", "Python", "OpenSSL", "engine", "passed", "failed", "skipped", "seconds", "")
+    lines = [head, ["---"] * len(head), *(trial.row() for trial in trials)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    names = [python.name for python in PYTHONS]
+    parser.add_argument("--only", action="append", choices=names, default=[], metavar="NAME")
+    parser.add_argument("--python", action="append", default=[], metavar="PATH", help="and this")
+    parser.add_argument("--refresh", action="store_true", help="throw away the cache first")
+    parser.add_argument("--strict", action="store_true", help="each Python has to be there")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
+    options, arguments = parser.parse_known_args()
+    chosen = [python for python in PYTHONS if python.name in (options.only or names)]
+    trials = [Trial(python) for python in (*chosen, *map(Named, options.python))]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE.parent / "pythons.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if options.refresh:
+            shutil.rmtree(CACHE)
+            CACHE.mkdir()
+        for place in (trial.python.place for trial in trials):
+            for directory in (CACHE, place.outside(place.store)):
+                for leftover in directory.glob(f"{UNFINISHED}*"):
+                    shutil.rmtree(leftover)
+        there = [(trial, path) for trial in trials if (path := trial.obtain())]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda pair: pair[0].run(pair[1], arguments), there))
+    print(f"\n{table(trials)}\n")
+    total = {
+        key: sum(trial.counts.get(key, 0) for trial in trials)
+        for key in ("passed", "failed", "skipped")
+    }
+    print("{passed} passed, {failed} failed, {skipped} skipped".format(**total))
+    missing = [trial for trial in trials if trial.missing]
+    failed = any(trial.broken for trial in trials) or len(missing) == len(trials)
+    return 1 if failed or (options.strict and missing) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
