@@ -248,7 +248,7 @@ def test_a_context_set_by_an_sni_callback_is_watched():
 
 
 def test_a_system_call_that_fails_is_a_refusal(monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError(12, "setsockopt(TCP_ULP): no memory")
 
     monkeypatch.setattr(ssl_sockets, "take_over", fails)
