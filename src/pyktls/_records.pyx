@@ -346,6 +346,25 @@ def sendall(int fd, buffer, int flags, Deadline deadline not None):
         PyBuffer_Release(&view)
 
 
+def send_out(int fd, bytearray pending, int flags, Deadline deadline not None):
+    """Send all of ``pending`` as it is, and remove from it what the kernel took.
+
+    An exception, also one of a signal handler, never comes between the two.
+    """
+    cdef Py_buffer view
+    cdef iovec iov
+    cdef Py_ssize_t sent
+    while len(pending) > 0:
+        get_buffer(pending, &view, PyBUF_SIMPLE)
+        try:
+            iov.iov_base = view.buf
+            iov.iov_len = <size_t>view.len
+            sent = transmit(fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, &deadline.wait)
+        finally:
+            PyBuffer_Release(&view)
+        del pending[:sent]
+
+
 @cython.final
 cdef class Vector:
     """The memory of several buffers, held for as long as this object lives."""

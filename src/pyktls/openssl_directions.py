@@ -31,7 +31,6 @@ from . import _records, arguments
 from .ciphers import TLS_1_3
 from .engines.half import Stopped
 from .errors import InvalidValue, RecordError, Unavailable, syscall_error
-from .key_schedule import wipe
 from .post_handshake import alert
 from .protocol import (
     ALERT,
@@ -236,7 +235,7 @@ class OpenSSLOutgoing:
 
     def __init__(self, half: Half) -> None:
         self._half = half
-        self._unsent = b""  # ciphertext for the socket
+        self._unsent = bytearray()  # ciphertext for the socket
         self._repeat = b""  # data in it whose send was an error, and which is to be sent again
 
     def _check(self, flags: int) -> None:
@@ -318,9 +317,7 @@ class OpenSSLOutgoing:
         return len(piece)
 
     def _flush(self, fd: int, flags: int, deadline: _records.Deadline) -> None:
-        while self._unsent:
-            sent = _records.send(fd, self._unsent, flags, _records.NO_RECORD_TYPE, deadline)
-            self._unsent = self._unsent[sent:]
+        _records.send_out(fd, self._unsent, flags, deadline)
 
     def _send_control(
         self, fd: int, record_type: int, content: bytes, flags: int, deadline: _records.Deadline
@@ -336,7 +333,7 @@ class OpenSSLOutgoing:
             made = b""
         if not made:
             raise syscall_error(errno.EOPNOTSUPP, "sendmsg")
-        self._unsent = made
+        self._unsent += made
         self._flush(fd, flags, deadline)
 
     def _seal(self, record_type: int, content: bytes) -> bytes:
@@ -345,7 +342,6 @@ class OpenSSLOutgoing:
         try:
             return seal_record(suite, keys, keys.sequence, record_type, content) or b""
         finally:
-            wipe(keys.key)
             keys.wipe()
 
     def can_change_keys(self, session: Session) -> bool:
@@ -361,7 +357,7 @@ class OpenSSLOutgoing:
         _records.wait_writable(fd, deadline)
         if not self._half.key_update(request_peer=bool(message[-1])):
             raise syscall_error(errno.EIO, "SSL_key_update")
-        self._unsent = self._half.take()
+        self._unsent += self._half.take()
         with contextlib.suppress(BlockingIOError, TimeoutError):  # then before the next record
             self._flush(fd, flags, deadline)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import threading
+import time
 
 import pytest
 
@@ -179,3 +183,48 @@ def test_another_process_gets_neither(tcp):
 def test_flags_that_openssl_does_not_know(tcp):
     with pytest.raises(InvalidValue, match="flags"):
         OpenSSLOutgoing(Half()).sendall(tcp[0].fileno(), b"data", socket.MSG_OOB, NOW)
+
+
+def test_what_was_sent_is_removed_before_a_signal_handler_can_raise(tcp):
+    """Alarms all the time: each exception leaves just what the kernel has not taken."""
+    near, far = tcp
+    data = bytes(range(256)) * 40_000
+    pending = bytearray(data)
+    received = bytearray()
+    alarms = 0
+    armed = False
+
+    class Alarm(Exception):
+        pass
+
+    def handler(*_):
+        if armed:
+            raise Alarm
+
+    near.settimeout(None)
+    far.settimeout(tls.TIMEOUT)
+    reader = threading.Thread(target=read_all, args=(far, len(data), received), daemon=True)
+    reader.start()
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        while pending:
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, 0.0005)  # once
+                _records.send_out(near.fileno(), pending, 0, _records.Deadline(None))
+                armed = False
+            except Alarm:
+                alarms += 1
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    reader.join(tls.TIMEOUT)
+    assert received == data
+    assert alarms
+
+
+def read_all(sock, size, into):
+    while len(into) < size:
+        into += sock.recv(4096)
+        time.sleep(0.0001)
