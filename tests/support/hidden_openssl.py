@@ -131,17 +131,18 @@ def _compile(root: Path, source: Path, openssl: Path) -> Path:
     include = sysconfig.get_path("include")
     (libraries,) = (path.parent for path in openssl.rglob("libssl.a"))
     (configuration,) = (path.parent.parent for path in openssl.rglob("opensslconf.h"))
-    inputs = [source / "Modules" / "_ssl.c", HERE / "hidden_openssl.c"]
+    header, door = HERE / "hidden_openssl.h", HERE / "hidden_openssl.c"
     command = [
         "gcc", "-shared", "-fPIC", "-O1", "-g0", "-w", "-fvisibility=hidden",
-        "-DPy_BUILD_CORE_MODULE", f"-I{include}", f"-I{include}/internal",
+        "-DPy_BUILD_CORE_MODULE", "-include", str(header), f"-I{include}", f"-I{include}/internal",
         f"-I{source}/Modules", f"-I{source}/Modules/_ssl",
-        f"-I{openssl}/include", f"-I{configuration}", *map(str, inputs),
+        f"-I{openssl}/include", f"-I{configuration}", f"{source}/Modules/_ssl.c", str(door),
         "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic",
         f"{libraries}/libssl.a", f"{libraries}/libcrypto.a", "-lpthread", "-ldl",
     ]  # fmt: skip
     what = [platform.python_version(), sys.abiflags, sys.base_prefix, *command]
-    digest = hashlib.sha256(repr(what).encode() + inputs[1].read_bytes()).hexdigest()[:16]
+    inputs = repr(what).encode() + header.read_bytes() + door.read_bytes()
+    digest = hashlib.sha256(inputs).hexdigest()[:16]
     place = root / f"{sys.implementation.cache_tag}{sys.abiflags}-{digest}"
     if not place.exists():
         with tempfile.TemporaryDirectory(dir=root) as directory:
