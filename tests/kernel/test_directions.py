@@ -30,6 +30,7 @@ from pyktls import (
     record_layer,
 )
 from pyktls.ciphers import TLS_1_2, TLS_1_3
+from pyktls.lowlevel import lib
 from pyktls.protocol import (
     ALERT,
     APPLICATION_DATA,
@@ -52,6 +53,7 @@ from support.kernel import (
 over_versions = pytest.mark.parametrize("version", kernel.VERSIONS, ids=kernel.VERSION_NAMES.get)
 over_roles = pytest.mark.parametrize("role", list(Role), ids=str)
 over_halves = pytest.mark.parametrize("tx", [True, False], ids=["tx-only", "rx-only"])
+FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
 KEY_UPDATE = b"\x18\x00\x00\x01\x00"
 KEY_UPDATE_REQUEST = b"\x18\x00\x00\x01\x01"
 CLOSE_NOTIFY = b"\1\0"
@@ -679,8 +681,24 @@ def test_wrong_arguments():
 
 @over_halves
 def test_only_the_native_engine_can(tx):
-    contexts = tls.contexts(tls.TLS_1_3, engine="portable")
-    with tls.connect(*contexts) as pair:
+    client, server = tls.contexts(tls.TLS_1_3, watch=False)
+    pyktls.watch(client, engine="membio")
+    near, far = tls.tcp_pair()
+    with near, Background(server.wrap_socket, far, True) as accepted:
+        here = pyktls.MemoryBIOHandshake(near, client, server_hostname=tls.HOST)
+        here.do_handshake()
+        with accepted.result() as peer:
+            with pytest.raises(HandoffRefused, match="native engine"):
+                pyktls.offload(here, tx=tx, rx=not tx)
+            peer.settimeout(TIMEOUT)
+            with pyktls.offload(here) as sock:
+                both_ways(sock, peer)
+
+
+@over_halves
+@pytest.mark.skipif(FREEBSD, reason="the portable engine is Linux's")
+def test_the_portable_engine_cannot(tx):
+    with tls.connect(*tls.contexts(tls.TLS_1_3, engine="portable")) as pair:
         with pytest.raises(HandoffRefused, match="native engine"):
             pyktls.offload(pair.client, tx=tx, rx=not tx)
         pair.exchange()
