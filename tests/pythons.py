@@ -217,6 +217,8 @@ class Release(Place):
 
     def make(self) -> None:
         """See that the release's files are there."""
+        if os.geteuid() != 0:
+            raise MissingError("only root can make it, and use it")
         made = self.outside(self.store / "packages.json")
         if not made.exists() or json.loads(made.read_text()) != self.packages:
             self._bootstrap()
@@ -237,8 +239,6 @@ class Release(Place):
                 shutil.copyfile(path, inside)
 
     def _bootstrap(self) -> None:
-        if os.geteuid() != 0:
-            raise MissingError("only root can make it, and use it")
         program = shutil.which("debootstrap", path=search_path())
         if program is None:
             raise MissingError("needs debootstrap: apt-get install debootstrap")
