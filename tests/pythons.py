@@ -217,6 +217,8 @@ class Release(Place):
 
     def make(self) -> None:
         """See that the release's files are there."""
+        if os.geteuid() != 0:
+            raise MissingError("only root can make it, and use it")
         made = self.outside(self.store / "packages.json")
         if not made.exists() or json.loads(made.read_text()) != self.packages:
             self._bootstrap()
@@ -237,8 +239,6 @@ class Release(Place):
                 shutil.copyfile(path, inside)
 
     def _bootstrap(self) -> None:
-        if os.geteuid() != 0:
-            raise MissingError("only root can make it, and use it")
         program = shutil.which("debootstrap", path=search_path())
         if program is None:
             raise MissingError("needs debootstrap: apt-get install debootstrap")
@@ -423,29 +423,32 @@ class Trial:
 
     def _run(self, interpreter: Path, arguments: list[str], output: IO[bytes]) -> None:
         place = self.python.place
-        store = place.outside(place.store)
-        with tempfile.TemporaryDirectory(dir=store, prefix=UNFINISHED) as scratch:
-            outside = Path(scratch) / "pyktls"
-            shutil.copytree(ROOT, outside, symlinks=True, ignore=LEFT_OUT)
-            tree = place.store / outside.relative_to(store)
-            python = self._environment(interpreter, tree, output)
-            self._look(python)
-            for tests in TESTS:
-                report = f"{Path(tests).name}.xml"
-                command: list[str | Path] = [python, "-m", "pytest", tests, "-q"]
-                command += [f"--junitxml={report}", "-p", "no:cacheprovider", *arguments]
-                # Without PYTHON_GIL a free-threaded Python warns that it goes on with its GIL.
-                done = place.run(command, output, tree, PYTHON_GIL="1")
-                counts = read_counts(outside / report)
-                if done.returncode or not counts["tests"]:
-                    self.broken = f"{tests}: exit status {done.returncode}"
-                for name, count in counts.items():
-                    self.counts[name] = self.counts.get(name, 0) + count
+        # Always the same, as some of what the tests keep in the cache goes by it.
+        tree = place.store / self._called("tree")
+        shutil.rmtree(place.outside(tree), ignore_errors=True)
+        shutil.copytree(ROOT, place.outside(tree), symlinks=True, ignore=LEFT_OUT)
+        python = self._environment(interpreter, tree, output)
+        self._look(python)
+        for tests in TESTS:
+            report = f"{Path(tests).name}.xml"
+            command: list[str | Path] = [python, "-m", "pytest", tests, "-q"]
+            command += [f"--junitxml={report}", "-p", "no:cacheprovider", *arguments]
+            # Without PYTHON_GIL a free-threaded Python warns that it goes on with its GIL.
+            done = place.run(command, output, tree, PYTHON_GIL="1")
+            counts = read_counts(place.outside(tree) / report)
+            if done.returncode or not counts["tests"]:
+                self.broken += f"{tests}: exit status {done.returncode} "
+            for name, count in counts.items():
+                self.counts[name] = self.counts.get(name, 0) + count
+        shutil.rmtree(place.outside(tree))
+
+    def _called(self, what: str) -> str:
+        return f"{what}-{self.python.name.strip('/').replace('/', '-')}"
 
     def _environment(self, interpreter: Path, tree: Path, output: IO[bytes]) -> Path:
         """A virtual environment with pyktls, and what the tests need; its interpreter."""
         place = self.python.place
-        directory = place.store / f"venv-{self.python.name.strip('/').replace('/', '-')}"
+        directory = place.store / self._called("venv")
         python = directory / "bin" / "python"
         version = "import sys; print(sys.version, sys.base_prefix)"
         wanted, found = (
@@ -475,7 +478,7 @@ class Trial:
             raise BrokenError("the tests would run on another pyktls than the one just built")
 
     def row(self) -> list[str]:
-        said = f"not there: {self.missing}" if self.missing else self.broken
+        said = f"not there: {self.missing}" if self.missing else self.broken.strip()
         facts = [self.facts.get(name, "-") for name in ("python", "openssl", "engine")]
         counts = [str(self.counts.get(name, "-")) for name in ("passed", "failed", "skipped")]
         if not said and self.facts["free_threaded"]:

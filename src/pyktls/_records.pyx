@@ -14,6 +14,9 @@ There are three floors.  Functions (``recv``, ``send``, ...) make one call on a 
 adds all the rest.  ``SocketMethods`` puts its calls under the names that a socket has.  A read or a
 write goes from there straight to the kernel as long as there is nothing else to do; whatever is
 out of the ordinary, an argument to be refused included, goes to record_layer.py.
+
+The module does not declare that it can do without the GIL, so a free-threaded Python switches it on
+again: ``Lock`` and ``Channel.timeout`` rely on it (docs/pythons.md).
 """
 
 cimport cython

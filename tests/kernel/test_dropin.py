@@ -472,7 +472,8 @@ def test_nothing_wrong_reaches_the_wire(name, role, version, rx):
             peer.settimeout(kernel.TIMEOUT)
             if name == "detach":
                 os.close(descriptor)
-                with pytest.raises(ssl.SSLEOFError):
+                # A reset where tickets are unread; some versions of ssl lose its error number.
+                with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
                     peer.recv(1)
             else:
                 assert peer.recv(1) == b""  # close_notify: ragged ends raise
