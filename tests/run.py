@@ -38,8 +38,12 @@ KERNELS = ("6.1", "6.12", "7.3")
 WITHOUT_TLS = "6.12-notls"
 DEFECTIVE = "6.1-main"
 HOST = "this machine"
-# Arguments thrown at random, of which tests/unit has many more; CPython's own tests of ssl.
-ON_ONE_KERNEL = ("tests/kernel/test_bad_input.py", "tests/kernel/test_cpython_ssl.py")
+# Arguments thrown at random, of which tests/unit has many more; CPython's own tests of ssl; what a
+# process may do, by its privileges; the demo, which `make demo` runs on each kernel.
+ON_ONE_KERNEL = tuple(
+    f"tests/kernel/test_{name}.py"
+    for name in ("bad_input", "cpython_ssl", "demo", "module_loading", "probe", "readme")
+)
 OTHERS_SHARE = 5
 TIMEOUT = 3600.0
 PRINTING = threading.Lock()
