@@ -34,7 +34,7 @@ from pyktls.errors import Unavailable
 from support.systems import linux_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pyktls.demo.display import Progress
 
@@ -564,7 +564,15 @@ def test_when_it_is_ended_nothing_stays_behind(
         assert process.returncode == code
         assert "Traceback" not in rest
         assert list(tmp_path.iterdir()) == []
-        assert [pid for pid in started if pathlib.Path(f"/proc/{pid}").exists()] == []
+        wait_until_gone(started)
+
+
+def wait_until_gone(pids: Iterable[int]) -> None:
+    """They have been ended; whoever is the parent of an orphan may need a moment to notice."""
+    end = time.monotonic() + 20
+    while left := [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < end, f"processes stay behind: {left}"
+        time.sleep(0.05)
 
 
 def wait_for_children(pid: int, number: int) -> list[int]:
