@@ -1,6 +1,6 @@
 /*
- * What is asked of OpenSSL once the kernel has its connection: to take in a session ticket that came
- * later.
+ * What is asked of OpenSSL once the kernel has its connection: to take in a session ticket that
+ * came later.
  *
  * Everything is looked up where openssl_tap.c found its own: in the running _ssl module's libraries.
  */
@@ -8,11 +8,11 @@
 
 #include <string.h>
 
+#include "openssl_half.h"
+#include "openssl_lookup.h"
 #include "openssl_tap.h"
 
-#define SENT_SHUTDOWN 1
 #define RECEIVED_SHUTDOWN 2
-#define ERROR_WANT_READ 2
 #define AEAD_SET_IV_LENGTH 0x9 /* EVP_CTRL_AEAD_SET_IVLEN and so on */
 #define AEAD_GET_TAG 0x10
 #define AEAD_SET_TAG 0x11
@@ -21,12 +21,8 @@
 
 /* name, result, parameters */
 #define OPENSSL_FUNCTIONS(F)                                                                       \
-    F(SSL_get_rbio, void *, (const void *))                                                        \
     F(SSL_get_shutdown, int, (const void *))                                                       \
     F(SSL_set_shutdown, void, (void *, int))                                                       \
-    F(SSL_peek, int, (void *, void *, int))                                                        \
-    F(SSL_get_error, int, (const void *, int))                                                     \
-    F(BIO_write, int, (void *, const void *, int))                                                 \
     F(ERR_clear_error, void, (void))                                                               \
     F(EVP_get_cipherbyname, const void *, (const char *))                                          \
     F(EVP_CIPHER_CTX_new, void *, (void))                                                          \
@@ -38,9 +34,7 @@
     F(EVP_EncryptFinal_ex, int, (void *, unsigned char *, int *))
 
 static struct {
-#define F(name, result, parameters) result(*name) parameters;
-    OPENSSL_FUNCTIONS(F)
-#undef F
+    OPENSSL_FUNCTIONS(PYKTLS_MEMBER)
     int open;
 } openssl;
 
@@ -48,14 +42,7 @@ int pyktls_apart_open(void) {
     if (openssl.open) {
         return PYKTLS_APART_OK;
     }
-#define F(name, result, parameters)                                                                \
-    {                                                                                              \
-        void *symbol = pyktls_tap_symbol(#name);                                                   \
-        if (symbol == NULL) {                                                                      \
-            return PYKTLS_APART_NOT_OPEN;                                                          \
-        }                                                                                          \
-        memcpy(&openssl.name, &symbol, sizeof(symbol));                                            \
-    }
+#define F(name, result, parameters) PYKTLS_FIND(name, PYKTLS_APART_NOT_OPEN)
     OPENSSL_FUNCTIONS(F)
 #undef F
     openssl.open = 1;
@@ -66,25 +53,18 @@ int pyktls_apart_feed(void *ssl, const void *records, size_t size) {
     if (!openssl.open) {
         return PYKTLS_APART_NOT_OPEN;
     }
-    int length = (int)size;
-    if (length < 0 || (size_t)length != size) {
-        return PYKTLS_APART_REFUSED;
-    }
-    openssl.ERR_clear_error();
-    if (openssl.BIO_write(openssl.SSL_get_rbio(ssl), records, length) != length) {
-        openssl.ERR_clear_error();
+    if (pyktls_half_feed(ssl, records, size) != PYKTLS_HALF_OK) {
         return PYKTLS_APART_REFUSED;
     }
     /* A connection that has seen close_notify reads nothing. */
     int before = openssl.SSL_get_shutdown(ssl);
     openssl.SSL_set_shutdown(ssl, before & ~RECEIVED_SHUTDOWN);
     unsigned char byte;
-    int result = openssl.SSL_peek(ssl, &byte, sizeof(byte));
-    int error = openssl.SSL_get_error(ssl, result);
+    const char *reason;
+    int64_t result = pyktls_half_read(ssl, &byte, sizeof(byte), 1, &reason);
     openssl.SSL_set_shutdown(ssl, before);
-    openssl.ERR_clear_error();
     /* All is taken in, and then there is nothing more to read. */
-    return result <= 0 && error == ERROR_WANT_READ ? PYKTLS_APART_OK : PYKTLS_APART_REFUSED;
+    return result == PYKTLS_HALF_WANTS_MORE ? PYKTLS_APART_OK : PYKTLS_APART_REFUSED;
 }
 
 static int seal_with(void *ctx, const void *cipher, int ccm, const unsigned char *key,

@@ -13,14 +13,17 @@ enum {
     PYKTLS_APART_REFUSED = -2,  /* OpenSSL did not do it */
 };
 
-/* Finds OpenSSL, once pyktls_tap_open has.  Again is harmless. */
+/*
+ * Finds OpenSSL, once pyktls_tap_open has.  Again is harmless.  Feeding needs pyktls_half_open as
+ * well.
+ */
 int pyktls_apart_open(void);
 
 /*
- * Gives a connection without a socket (pyktls_half_begin) the bytes of whole records that hold post-handshake messages, and
- * lets it take them in.  PYKTLS_APART_REFUSED if it did not take all of them, or did not like what
- * it read: then a part may be left in it, and nothing more may be fed.  Empties the calling
- * thread's queue of OpenSSL errors.
+ * Gives a connection without a socket (pyktls_half_begin) the bytes of whole records that hold
+ * post-handshake messages, and lets it take them in.  PYKTLS_APART_REFUSED if it did not take all
+ * of them, or did not like what it read: then a part may be left in it, and nothing more may be
+ * fed.  Empties the calling thread's queue of OpenSSL errors.
  */
 int pyktls_apart_feed(void *ssl, const void *records, size_t size);
 

@@ -1,8 +1,8 @@
 #include "openssl_half.h"
 
 #include <limits.h>
-#include <string.h>
 
+#include "openssl_lookup.h"
 #include "openssl_tap.h"
 
 #define ERROR_WANT_READ 2
@@ -43,9 +43,7 @@
     F(ERR_clear_error, void, (void))
 
 static struct {
-#define F(name, result, parameters) result(*name) parameters;
-    OPENSSL_FUNCTIONS(F)
-#undef F
+    OPENSSL_FUNCTIONS(PYKTLS_MEMBER)
     int open;
 } openssl;
 
@@ -53,14 +51,7 @@ int pyktls_half_open(void) {
     if (openssl.open) {
         return PYKTLS_HALF_OK;
     }
-#define F(name, result, parameters)                                                                \
-    {                                                                                              \
-        void *symbol = pyktls_tap_symbol(#name);                                                   \
-        if (symbol == NULL) {                                                                      \
-            return PYKTLS_HALF_NOT_OPEN;                                                           \
-        }                                                                                          \
-        memcpy(&openssl.name, &symbol, sizeof(symbol));                                            \
-    }
+#define F(name, result, parameters) PYKTLS_FIND(name, PYKTLS_HALF_NOT_OPEN)
     OPENSSL_FUNCTIONS(F)
 #undef F
     openssl.open = 1;

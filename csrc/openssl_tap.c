@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "openssl_lookup.h"
 #include "wipe.h"
 
 #define VERSION_TLS_1_2 0x0303
@@ -90,9 +91,7 @@ typedef void (*ex_free_callback)(void *parent, void *pointer, void *ex_data, int
     F(BIO_ctrl, long, (void *, int, long, void *))
 
 static struct {
-#define F(name, result, parameters) result(*name) parameters;
-    OPENSSL_FUNCTIONS(F)
-#undef F
+    OPENSSL_FUNCTIONS(PYKTLS_MEMBER)
     int connection_index; /* ex_data of an SSL: its struct tap */
     int context_index;    /* ex_data of an SSL_CTX: its struct chain */
     void *module; /* what all of these were looked up in */
@@ -392,7 +391,7 @@ int pyktls_tap_open(const char *path) {
             dlclose(module);                                                                       \
             return PYKTLS_TAP_NO_SYMBOL;                                                           \
         }                                                                                          \
-        memcpy(&openssl.name, &symbol, sizeof(symbol));                                            \
+        PYKTLS_FILL(name, symbol);                                                                 \
     }
     OPENSSL_FUNCTIONS(F)
 #undef F

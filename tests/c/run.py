@@ -50,8 +50,8 @@ class Program:
 LINUX_SOURCES = ("csrc/kernel_linux.c", "csrc/abi_linux.c", "scripts.c")
 FREEBSD_SOURCES = ("csrc/kernel_freebsd.c", "csrc/abi_freebsd.c", "tests/freebsd/fake/calls.c")
 TAP_SOURCES = ("csrc/openssl_tap.c", "watched.c", "libfake_ssl.so")
-APART_SOURCES = ("csrc/openssl_apart.c", *TAP_SOURCES)
 HALF_SOURCES = ("csrc/openssl_half.c", *TAP_SOURCES)
+APART_SOURCES = ("csrc/openssl_apart.c", *HALF_SOURCES)
 PROGRAMS = (
     Program("test_abi_linux", ("csrc/abi_linux.c",)),
     Program("test_abi_freebsd", ("csrc/abi_freebsd.c",)),
