@@ -11,7 +11,7 @@ import zlib
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -25,19 +25,16 @@ def share(text: str) -> tuple[int, int]:
     return numbers
 
 
-def sample(items: Iterable[T], part: int, of: int, name_of: Callable[[T], str]) -> list[T]:
+def sample(items: Sequence[T], part: int, of: int, name_of: Callable[[T], str]) -> list[T]:
     """The items that ``part`` of ``of`` keeps, in their order.
 
     Items whose names differ only in what is in brackets are variants of one test.
     """
-    groups: dict[str, list[T]] = {}
-    order: dict[int, int] = {}
+    groups: dict[str, list[int]] = {}
     for number, item in enumerate(items):
-        groups.setdefault(name_of(item).partition("[")[0], []).append(item)
-        order[id(item)] = number
-    kept: list[T] = []
+        groups.setdefault(name_of(item).partition("[")[0], []).append(number)
+    kept: list[int] = []
     for name, variants in groups.items():
         first = part - 1 + zlib.crc32(name.encode())
-        step = min(of, len(variants))
-        kept += variants[first % step :: of]
-    return sorted(kept, key=lambda item: order[id(item)])
+        kept += variants[first % min(of, len(variants)) :: of]
+    return [items[number] for number in sorted(kept)]
