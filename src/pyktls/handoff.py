@@ -60,7 +60,6 @@ __all__ = [
     "engine_of",
     "extract",
     "extract_for_offload",
-    "leave",
     "progress",
     "release",
     "ssl_object",
@@ -198,14 +197,8 @@ def release(source: ssl.SSLSocket | MemoryBIOHandshake) -> None:
         native.leave(sslobj)
 
 
-def leave(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
-    """``release``, and detach the socket; returns its descriptor, which is then the caller's."""
-    release(source)
-    return detach(source)
-
-
 def detach(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
-    """Detach the socket from an object of which the TLS library is still in use."""
+    """Detach the socket, and return its descriptor, which is then the caller's."""
     if isinstance(source, MemoryBIOHandshake):
         return source.sock.detach()
     fd = source.detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import HandoffRefused, InvalidType, InvalidValue
-from .handoff import detach, leave, tcp_socket
+from .handoff import detach, tcp_socket
 from .record_layer import RecordLayer
 from .sockets import KTLSSocket
 from .takeover import Handshake, extract_checked, take_over
@@ -53,7 +53,6 @@ def offload(
     handshake = Handshake.of(source)
     layer = take_over(source, session, RecordLayer, tx=tx, rx=rx)
     timeout = tcp.gettimeout()
-    fd = leave(source) if tx and rx else detach(source)
-    sock = KTLSSocket(session, fd, handshake=handshake, layer=layer)
+    sock = KTLSSocket(session, detach(source), handshake=handshake, layer=layer)
     sock.settimeout(timeout)
     return sock

@@ -152,6 +152,14 @@ class RecordLayer(_records.Channel):
         self._look_at_reading()
         self._look_at_sending()
 
+    def check_detachable(self) -> None:
+        """Raise HandoffRefused while something of the connection is here and not in the kernel."""
+        self.check_in_kernel()
+        if self._leftover:
+            raise HandoffRefused(
+                f"{len(self._leftover)} bytes that OpenSSL had decrypted are still to be read"
+            )
+
     def check_in_kernel(self) -> None:
         """Raise HandoffRefused unless the kernel has both directions."""
         if not (self.incoming.in_kernel and self.outgoing.in_kernel):
@@ -164,13 +172,6 @@ class RecordLayer(_records.Channel):
     def pending(self) -> int:
         """Bytes of plaintext that are not in the kernel, and that select(2) does not see."""
         return len(self._leftover) + self.incoming.pending()
-
-    def check_all_read(self) -> None:
-        """Raise HandoffRefused while there is plaintext that only this object has."""
-        if self._leftover:
-            raise HandoffRefused(
-                f"{len(self._leftover)} bytes that OpenSSL had decrypted are still to be read"
-            )
 
     def forget(self) -> None:
         """Wipe what is secret: the connection is closed, or somebody else's now."""
@@ -465,8 +466,7 @@ class RecordLayer(_records.Channel):
             case SendWarning(description):
                 self.try_to_send(alert(WARNING, description), ALERT)
             case KeyUpdateReceived(answer_wanted):
-                if self.incoming.in_kernel:  # else it is done already
-                    self._change_receiving_keys()
+                self._change_receiving_keys()
                 if answer_wanted:
                     self._prepare_answer()
             case TicketReceived(body):
@@ -568,13 +568,16 @@ class RecordLayer(_records.Channel):
         with self.send_lock:
             deadline = self.before_sending(0)
             message = self.post.begin_key_update(request_peer)
-            if not self._can_change_keys():
-                reason = self._missing_for_new_keys() or system.NO_REKEY
+            if reason := self._why_no_new_keys():
                 raise Unavailable(f"the keys cannot be changed: {reason}")
             self._send_key_update(message, deadline)
 
-    def _can_change_keys(self) -> bool:
-        return self._missing_for_new_keys() is None and self.outgoing.can_change_keys(self.session)
+    def _why_no_new_keys(self) -> str | None:
+        """Why our sending keys cannot be changed; None if they can."""
+        missing = self._missing_for_new_keys()
+        if missing is None and not self.outgoing.can_change_keys(self.session):
+            return system.NO_REKEY
+        return missing
 
     def _send_key_update(self, message: bytes, deadline: _records.Deadline) -> None:
         """Send a KeyUpdate, and change the sending keys right after it.  Holds the send lock."""
@@ -600,9 +603,9 @@ class RecordLayer(_records.Channel):
 
     def _prepare_answer(self) -> None:
         """Answer the peer's KeyUpdate now or before the next data."""
-        if not self.incoming.in_kernel and not self._can_change_keys():
+        # Where the kernel receives, it has just followed, and so it can send under new keys.
+        if not self.incoming.in_kernel and (reason := self._why_no_new_keys()):
             # Receiving could go on, but nothing could be sent any more.
-            reason = self._missing_for_new_keys() or system.NO_REKEY
             self._fail(
                 INTERNAL_ERROR,
                 RecordError(f"the peer asked for a change of keys, which cannot be made: {reason}"),
@@ -652,7 +655,7 @@ class RecordLayer(_records.Channel):
             return
         wanted = self._budget.bound(size, pieces)
         decision = self._ask_budget(wanted)
-        if decision is not Decision.CONTINUE and self._can_change_keys():
+        if decision is not Decision.CONTINUE and self._why_no_new_keys() is None:
             self._send_key_update(self.post.begin_key_update(), deadline)
             decision = self._ask_budget(wanted)
         if decision is Decision.REFUSE:

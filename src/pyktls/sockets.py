@@ -329,8 +329,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
         Raises HandoffRefused while ``pending()`` bytes are unread, which would be lost, and if the
         kernel has only one direction.
         """
-        self._layer.check_in_kernel()
-        self._layer.check_all_read()
+        self._layer.check_detachable()
         fd = super().detach()
         self._layer.forget()
         return fd

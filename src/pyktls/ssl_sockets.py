@@ -37,7 +37,7 @@ from .errors import (
     TruncationError,
     Unavailable,
 )
-from .handoff import release, watch
+from .handoff import watch
 from .record_layer import RecordLayer
 from .status import Status, status
 from .switch import system
@@ -401,34 +401,29 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         except HandoffRefused as e:
             self._stay(e)
             return
-        layer, refusal = self._try_to_switch(rx=True)
-        if refusal is not None and self._may_send_alone(refusal):
-            layer, _ = self._try_to_switch(rx=False)
-        if layer is None:
-            assert refusal is not None  # noqa: S101  (for the type checker)
-            self._stay(refusal)
-            return
-        self._refusal = refusal
+        self._refusal = None
+        layer = self._try_to_switch(rx=True)
+        if not isinstance(layer, _SSLRecordLayer):
+            refusal = layer
+            layer = self._try_to_switch(rx=False) if self._may_send_alone(refusal) else refusal
+            if not isinstance(layer, _SSLRecordLayer):
+                self._stay(refusal)
+                return
+            self._refusal = refusal
         layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
         self._sslobj = _Switched(self, self._sslobj, layer)
         self._layer = layer
 
-    def _try_to_switch(
-        self, *, rx: bool
-    ) -> tuple[_SSLRecordLayer, None] | tuple[None, HandoffRefused | Unavailable]:
+    def _try_to_switch(self, *, rx: bool) -> _SSLRecordLayer | HandoffRefused | Unavailable:
         """The record layer, or the reason why there is none."""
         try:
-            session = extract_checked(self, rx=rx)
-            layer = take_over(self, session, _SSLRecordLayer, rx=rx)
+            return take_over(self, extract_checked(self, rx=rx), _SSLRecordLayer, rx=rx)
         except (HandoffRefused, Unavailable) as e:
-            return None, e
+            return e
         except OSError as e:  # of a system call that came before the first key
             refusal = HandoffRefused(f"the kernel refused: {e}")
             refusal.__cause__ = e
-            return None, refusal
-        if rx:
-            release(self)
-        return layer, None
+            return refusal
 
     def _may_send_alone(self, refusal: HandoffRefused | Unavailable) -> bool:
         """Whether it is worth trying to have the kernel send, and nothing else."""
@@ -441,7 +436,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     def _stay(self, refusal: HandoffRefused | Unavailable) -> None:
         """Stay with OpenSSL, if that is allowed."""
         self._refusal = refusal
-        if self.require or getattr(refusal, "dead", False):
+        if self.require or (isinstance(refusal, HandoffRefused) and refusal.dead):
             self.close()
             if self.fileno() >= 0:  # file objects of makefile() would go on with it
                 self._real_close()
@@ -577,7 +572,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         """As KTLSSocket.detach."""
         if self._layer is None:
             return super().detach()
-        self._layer.check_all_read()
+        self._layer.check_detachable()
         fd = super().detach()
         self._layer.forget()
         return fd

@@ -16,6 +16,7 @@ from .errors import HandoffRefused
 from .handoff import (
     check_divisible,
     extract_for_offload,
+    release,
     ssl_object,
     take_plaintext,
     tcp_socket,
@@ -71,9 +72,9 @@ def take_over(
 ) -> Layer:
     """Switch the connection of ``source``, and make its record layer, a ``kind``.
 
-    ``session`` is what ``extract_checked`` gave, for the same directions.  The TLS library is still
-    to be released, where it has no direction left.  Raises HandoffRefused and Unavailable; then
-    nothing has changed, unless the error is ``dead``.
+    ``session`` is what ``extract_checked`` gave, for the same directions.  Where the TLS library
+    has no direction left, it is released.  Raises HandoffRefused and Unavailable; then nothing has
+    changed, unless the error is ``dead``.
     """
     sock = tcp_socket(source)
     sslobj = ssl_object(source) if isinstance(source, ssl.SSLSocket) else None
@@ -90,10 +91,12 @@ def take_over(
         layer.leftover = take_plaintext(source)
     if half is not None:
         _divide(half, layer, receives=not rx)
-    elif isinstance(tickets, TicketKeeper):
+        return layer
+    if isinstance(tickets, TicketKeeper):
         tickets.isolate()
     elif sslobj is not None:
         apart.isolate(sslobj)
+    release(source)
     return layer
 
 

@@ -534,7 +534,8 @@ def test_taking_plaintext_and_leaving(case: Case, engine: str) -> None:
         assert handoff.take_plaintext(client.source) == expected
         assert handoff.take_plaintext(client.source) == b""
         assert handoff.progress(client.source) == before
-        assert handoff.leave(client.source) == fd
+        handoff.release(client.source)
+        assert handoff.detach(client.source) == fd
         with pytest.raises(
             pyktls.HandoffRefused, match=r"the socket is closed|given to the kernel"
         ):
@@ -555,7 +556,7 @@ def test_what_is_nothing_to_offload() -> None:
         handoff.tcp_socket,
         handoff.extract_for_offload,
         handoff.take_plaintext,
-        handoff.leave,
+        handoff.release,
     ):
         for thing in (None, "socket", 3):
             with pytest.raises(

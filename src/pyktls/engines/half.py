@@ -56,7 +56,7 @@ class Half:
     """One direction of the connection of a ``_ssl._SSLSocket``, from ``begin`` to ``release``."""
 
     def __init__(self, sslobj: Any) -> None:
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # a signal handler may call within a call
         self.process = os.getpid()
         self.reason = ""
         self._sslobj = sslobj
@@ -80,6 +80,10 @@ class Half:
             if self._sslobj is not None:
                 native.leave(self._sslobj)
                 self._sslobj = self._ssl = None
+
+    def _note(self, reason: Any) -> None:
+        """Keep OpenSSL's words for what went wrong."""
+        self.reason = ffi.string(reason[0]).decode() if reason[0] else "no reason given"
 
     def _connection(self) -> Any:
         if self._ssl is None:
@@ -115,7 +119,7 @@ class Half:
             return Stopped.WANTS_MORE
         if result == lib.PYKTLS_HALF_CLOSED:
             return Stopped.CLOSED
-        self.reason = ffi.string(reason[0]).decode() if reason[0] else "no reason given"
+        self._note(reason)
         return Stopped.FAILED
 
     def heard(self) -> list[Message] | None:
@@ -150,7 +154,7 @@ class Half:
         with self.lock, ffi.from_buffer(data) as source:
             done = lib.pyktls_half_write(self._connection(), source, len(data), reason)
         if done != lib.PYKTLS_HALF_OK:
-            self.reason = ffi.string(reason[0]).decode() if reason[0] else "no reason given"
+            self._note(reason)
         return bool(done == lib.PYKTLS_HALF_OK)
 
     def close_notify(self) -> bool:
