@@ -599,7 +599,10 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Sends SIGUSR1 to the main thread every 50 ms; the handler counts, or raises."""
+    """Sends SIGUSR1 to the main thread every 50 ms; the handler counts, or raises once.
+
+    Once, because a second signal may already be on its way when the first one is handled.
+    """
 
     def __init__(self, *, raises: bool) -> None:
         self.raises = raises
@@ -608,7 +611,7 @@ class Signals:
 
     def _handle(self, *_: object) -> None:
         self.count += 1
-        if self.raises:
+        if self.raises and not self.stop.is_set():
             self.stop.set()
             raise Interrupted
 
