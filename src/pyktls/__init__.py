@@ -12,8 +12,10 @@
 the kernel can do, ``status`` asks it afterwards whether it is so, and ``sockets`` which connections
 have it.  ``send_socket`` and ``receive_socket`` move a switched connection to another process.
 ``pyktls.linux`` and ``pyktls.freebsd`` are the kernels' interfaces as they are,
-``pyktls.lowlevel`` the compiled layer under them.
+``pyktls.lowlevel`` the compiled layer under them.  ``pyktls.aio`` is all this for asyncio.
 """
+
+from typing import TYPE_CHECKING
 
 from . import freebsd, linux, lowlevel
 from .ciphers import AEAD, CipherSuite
@@ -39,6 +41,9 @@ from .ssl_sockets import SSLSocket, wrap_context
 from .status import Mode, Status, status
 from .survey import SocketInfo, TCPState, sockets
 from .switch import install
+
+if TYPE_CHECKING:
+    from . import aio
 
 __all__ = [
     "AEAD",
@@ -66,6 +71,7 @@ __all__ = [
     "TLSAlert",
     "TruncationError",
     "Unavailable",
+    "aio",
     "engine_of",
     "engines",
     "extract",
@@ -84,3 +90,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str) -> object:
+    """Import ``pyktls.aio`` when it is asked for: asyncio is not needed for anything else."""
+    if name == "aio":
+        import importlib  # noqa: PLC0415
+
+        return importlib.import_module("pyktls.aio")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

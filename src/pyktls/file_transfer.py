@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from .directions import Incoming, Outgoing
     from .socket_calls import HasFileno
 
-__all__ = ["sendfile", "splice_from", "splice_to"]
+__all__ = ["STEP_NO_WAIT", "send_some_pages", "sendfile", "splice_from", "splice_to"]
 
 _SENDFILE_STEP = 1 << 30
+# Without waiting, one call sends no more than the send buffer has room for.
+STEP_NO_WAIT = 1 << 24
 # What only Linux has.
 _MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 _SPLICE_NONBLOCK: int = getattr(os, "SPLICE_F_NONBLOCK", 0)
@@ -76,8 +78,8 @@ def sendfile(
         finally:
             if done and hasattr(file, "seek"):
                 file.seek(offset + done)
-        if more and not done:  # the file has lost its content since
-            layer.outgoing.sendmsg(layer.descriptor(), (), 0, APPLICATION_DATA, layer.deadline())
+        if done < left:  # the file has become shorter since
+            _flush(layer)
         return total + done + _send_pieces(layer, trailers, 0)
 
 
@@ -117,6 +119,35 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
             raise error
         elif error is None and not sent:
             return  # the file has become shorter
+
+
+def _flush(layer: RecordLayer) -> None:
+    """Send a record that the kernel keeps open for more data, as Linux does within a file.
+
+    What does it is a record type without data; empty data alone does nothing.
+    """
+    if _MSG_MORE:
+        layer.outgoing.sendmsg(layer.descriptor(), (), 0, APPLICATION_DATA, layer.deadline())
+
+
+def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> tuple[int, bool]:
+    """One sendfile(2) that does not wait; holds the send lock.
+
+    Returns how many bytes were sent, and whether there may be more of the file; 0 and True is for
+    a connection that takes no data now.  Raises OSError of sendfile(2), and what send raises.
+    """
+    step = min(left, STEP_NO_WAIT)
+    try:
+        layer.before_sending(step)  # a KeyUpdate may have to come first
+        sent, error = system.sendfile(layer.descriptor(), source, offset, step)
+        if error is None and not sent:
+            _flush(layer)
+            return 0, False
+    except BlockingIOError:
+        return 0, True
+    if error is not None and not isinstance(error, BlockingIOError | InterruptedError) and not sent:
+        raise error  # where some was sent, it comes again
+    return sent, True
 
 
 # ---- pipes -----------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ from ._kernel import lib
 from .kernel_support import Answer, Cause, KernelSupport
 from .linux import probing as linux_probing
 
-__all__ = ["Answer", "Cause", "KernelSupport", "probe"]
+__all__ = ["Answer", "Cause", "KernelSupport", "kernel_has_none", "probe"]
 
 
 class _System(Protocol):
@@ -115,6 +115,11 @@ def probe(*, refresh: bool = False) -> KernelSupport:
         found = _system.examine()
         _known = _Known(situation, found, _is_settled(found))
         return found
+
+
+def kernel_has_none() -> bool:
+    """Whether the kernel knows of no TLS at all, as far as can be told cheaply: see the top."""
+    return _system.still_without()
 
 
 _NOT_THERE = frozenset({Cause.NO_MODULE, Cause.NOT_BUILT})

@@ -40,8 +40,7 @@ from .errors import (
 from .handoff import watch
 from .record_layer import RecordLayer
 from .status import Status, status
-from .switch import system
-from .takeover import extract_checked, take_over
+from .takeover import extract_checked, may_send_alone, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -397,7 +396,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     def _switch(self) -> None:
         try:
-            self._check_plans()
+            check_plans(self)
         except HandoffRefused as e:
             self._stay(e)
             return
@@ -405,7 +404,8 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         layer = self._try_to_switch(rx=True)
         if not isinstance(layer, _SSLRecordLayer):
             refusal = layer
-            layer = self._try_to_switch(rx=False) if self._may_send_alone(refusal) else refusal
+            alone = not self.require and may_send_alone(refusal)
+            layer = self._try_to_switch(rx=False) if alone else refusal
             if not isinstance(layer, _SSLRecordLayer):
                 self._stay(refusal)
                 return
@@ -425,14 +425,6 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             refusal.__cause__ = e
             return refusal
 
-    def _may_send_alone(self, refusal: HandoffRefused | Unavailable) -> bool:
-        """Whether it is worth trying to have the kernel send, and nothing else."""
-        if self.require:
-            return False
-        if isinstance(refusal, Unavailable):
-            return system.ONE_DIRECTION_ALONE
-        return not refusal.dead
-
     def _stay(self, refusal: HandoffRefused | Unavailable) -> None:
         """Stay with OpenSSL, if that is allowed."""
         self._refusal = refusal
@@ -441,14 +433,6 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             if self.fileno() >= 0:  # file objects of makefile() would go on with it
                 self._real_close()
             raise _as_failed_handshake(refusal) from refusal
-
-    def _check_plans(self) -> None:
-        """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
-        if self._context.post_handshake_auth and self.version() == "TLSv1.3":
-            raise HandoffRefused(
-                "the context allows client authentication after the handshake, which only OpenSSL "
-                "can do; set post_handshake_auth = False on it if that is not needed"
-            )
 
     @property
     def ktls(self) -> Status:
@@ -603,6 +587,15 @@ class _RequiredSSLSocket(SSLSocket):
     """The same, where the kernel must have every connection."""
 
     require = True
+
+
+def check_plans(sock: ssl.SSLSocket) -> None:
+    """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
+    if sock.context.post_handshake_auth and sock.version() == "TLSv1.3":
+        raise HandoffRefused(
+            "the context allows client authentication after the handshake, which only OpenSSL "
+            "can do; set post_handshake_auth = False on it if that is not needed"
+        )
 
 
 # ---- wrap_context ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from .engines import apart
 from .engines.half import Half
-from .errors import HandoffRefused
+from .errors import HandoffRefused, Unavailable
 from .handoff import (
     check_divisible,
     extract_for_offload,
@@ -25,12 +25,12 @@ from .openssl_directions import OpenSSLIncoming, OpenSSLOutgoing
 from .record_layer import RecordLayer
 from .resumption import OpenSSLTickets, TicketKeeper
 from .session import Role, Session
-from .switch import check_socket, install_fd
+from .switch import check_socket, install_fd, system
 
 if TYPE_CHECKING:
     from .engines.membio import MemoryBIOHandshake
 
-__all__ = ["Handshake", "extract_checked", "take_over"]
+__all__ = ["Handshake", "extract_checked", "may_send_alone", "take_over"]
 
 Layer = TypeVar("Layer", bound=RecordLayer)
 
@@ -60,6 +60,13 @@ def extract_checked(
     if not (tx and rx):
         check_divisible(source)
     return extract_for_offload(source, receiving=rx)
+
+
+def may_send_alone(refusal: HandoffRefused | Unavailable) -> bool:
+    """Whether, after that refusal, it is worth trying to have the kernel send and not receive."""
+    if isinstance(refusal, Unavailable):
+        return system.ONE_DIRECTION_ALONE
+    return not refusal.dead
 
 
 def take_over(

@@ -1,0 +1,318 @@
+"""Clients, and connections that turn to TLS later."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl as ssl_module
+from typing import TYPE_CHECKING, Any
+
+from pyktls.errors import InvalidType, InvalidValue
+
+from .handshake import (
+    HANDSHAKE_TIMEOUT,
+    SHUTDOWN_TIMEOUT,
+    connect_tls,
+    is_for_kernel,
+    requires_kernel,
+)
+from .transport import KTLSTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ssl import SSLContext
+    from typing import TypeVar
+
+    P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+__all__ = ["create_connection", "open_connection", "start_tls", "timeouts"]
+
+_LIMIT = 1 << 16  # as asyncio's streams
+
+
+def timeouts(tls: object, handshake: float | None, shutdown: float | None) -> tuple[float, float]:
+    """The two timeouts of a TLS connection, checked as asyncio does."""
+    for name, value in (("ssl_handshake_timeout", handshake), ("ssl_shutdown_timeout", shutdown)):
+        if value is None:
+            continue
+        if not tls:
+            raise InvalidValue(f"{name} is only meaningful with ssl")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InvalidType(f"{name} must be a number of seconds, not {type(value).__name__}")
+        if value <= 0:
+            raise InvalidValue(f"{name} should be a positive number, got {value}")
+    return (
+        HANDSHAKE_TIMEOUT if handshake is None else handshake,
+        SHUTDOWN_TIMEOUT if shutdown is None else shutdown,
+    )
+
+
+async def create_connection(
+    protocol_factory: Callable[[], P],
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    ssl: SSLContext | bool | None = None,
+    sock: socket.socket | None = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    require: bool = False,
+    **tcp: Any,
+) -> tuple[asyncio.Transport, P]:
+    """As ``loop.create_connection``, with TLS in the kernel where it can be.
+
+    The other keywords are those of the loop's method: ``family``, ``proto``, ``flags``,
+    ``local_addr``, ``happy_eyeballs_delay``, ``interleave`` and ``all_errors``, as far as the loop
+    has them.  ``ssl=True`` means ``ssl.create_default_context()``.
+
+    ``require`` makes an error of whatever would have the connection carried by user space: then it
+    raises HandoffRefused or Unavailable.  Otherwise it raises what the loop's method raises:
+    OSError of the connection, ssl.SSLError of the handshake, ConnectionAbortedError when that takes
+    longer than ``ssl_handshake_timeout`` seconds (60).  ``ssl_shutdown_timeout`` (30 seconds)
+    is how long ``transport.close()`` may take.
+    """
+    loop: Any = asyncio.get_running_loop()
+    handshake_timeout, shutdown_timeout = timeouts(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+    if not ssl:
+        if require:
+            raise InvalidValue("require is only meaningful with ssl")
+        plain: tuple[asyncio.Transport, P] = await loop.create_connection(
+            protocol_factory, host, port, sock=sock, server_hostname=server_hostname, **tcp
+        )
+        return plain
+    if server_hostname is None:
+        if not host:
+            raise InvalidValue("You must set server_hostname when using ssl without a host")
+        server_hostname = host
+    context = ssl_module.create_default_context() if ssl is True else ssl
+    if not isinstance(context, ssl_module.SSLContext):
+        raise InvalidType(f"ssl must be an ssl.SSLContext or True, not {type(ssl).__name__}")
+    if ssl is True and not server_hostname:
+        context.check_hostname = False
+    require = require or requires_kernel(context)
+    if not is_for_kernel(context, require=require):
+        loops: tuple[asyncio.Transport, P] = await loop.create_connection(
+            protocol_factory,
+            host,
+            port,
+            ssl=context,
+            sock=sock,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            **tcp,
+        )
+        return loops
+    tcp_socket = await _connect(loop, host, port, sock, tcp)
+    end, about = await connect_tls(
+        tcp_socket,
+        context,
+        server_side=False,
+        server_hostname=server_hostname or None,
+        timeout=handshake_timeout,
+        require=require,
+    )
+    try:
+        protocol = protocol_factory()
+        transport = KTLSTransport(loop, end, protocol, about, shutdown_timeout=shutdown_timeout)
+    except BaseException:
+        end.discard()
+        raise
+    begin(transport)
+    return transport, protocol
+
+
+def begin(transport: KTLSTransport) -> None:
+    """Start it; where the protocol does not take it, close it."""
+    try:
+        transport.start()
+    except BaseException:
+        transport.abort()
+        raise
+
+
+async def open_connection(
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    limit: int = _LIMIT,
+    **keywords: Any,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """As asyncio.open_connection, with TLS in the kernel where it can be.
+
+    The keywords are those of ``create_connection``, and what it raises.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limit, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await create_connection(lambda: protocol, host, port, **keywords)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def start_tls(
+    transport: asyncio.Transport,
+    protocol: asyncio.BaseProtocol,
+    sslcontext: SSLContext,
+    *,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    require: bool = False,
+) -> asyncio.Transport:
+    """As ``loop.start_tls``, with TLS in the kernel where it can be: STARTTLS and the like.
+
+    Returns the transport to go on with; ``transport``, the one of the plain connection, is used up.
+    What is in its write buffer is sent first.  The peer must not send before it has been told to
+    begin with TLS, and ``protocol.connection_made`` is not called again.
+
+    Raises as ``create_connection``; ``transport`` is closed then.
+    """
+    loop = asyncio.get_running_loop()
+    handshake_timeout, shutdown_timeout = timeouts(
+        sslcontext, ssl_handshake_timeout, ssl_shutdown_timeout
+    )
+    if not isinstance(sslcontext, ssl_module.SSLContext):
+        raise InvalidType(f"sslcontext must be an ssl.SSLContext, not {type(sslcontext).__name__}")
+    plain = transport.get_extra_info("socket")
+    if (
+        plain is None
+        or isinstance(transport, KTLSTransport)
+        or (transport.get_extra_info("sslcontext") is not None)
+    ):
+        raise InvalidType(f"transport {transport!r} is not one of a plain TCP connection")
+    require = require or requires_kernel(sslcontext)
+    if plain.family == socket.AF_UNIX or not is_for_kernel(sslcontext, require=require):
+        made = await loop.start_tls(
+            transport,
+            protocol,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        assert made is not None  # noqa: S101  (it was no closed transport)
+        return made
+    transport.pause_reading()
+    try:
+        await _until_empty(transport, protocol)
+        tcp_socket = take_socket(transport)
+        end, about = await connect_tls(
+            tcp_socket,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname or None,
+            timeout=handshake_timeout,
+            require=require,
+        )
+    except BaseException as e:
+        transport.set_protocol(_Nobody())
+        transport.abort()
+        protocol.connection_lost(e if isinstance(e, Exception) else None)
+        raise
+    upgraded = KTLSTransport(loop, end, protocol, about, shutdown_timeout=shutdown_timeout)
+    upgraded.start(introduce=False)
+    return upgraded
+
+
+# ---- the socket of a plain connection ----------------------------------------------------------
+
+
+class _Nobody(asyncio.Protocol):
+    """For a transport whose socket is taken away."""
+
+
+class _Taker(asyncio.Protocol):
+    """Takes the socket of a connection as soon as it is there."""
+
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
+        self._error: OSError | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        try:
+            self._sock = take_socket(transport)
+        except OSError as e:
+            self._error = e
+            transport.abort()
+
+    def sock(self) -> socket.socket:
+        if self._sock is None:
+            raise self._error or ConnectionAbortedError("the connection was lost at once")
+        return self._sock
+
+
+def take_socket(transport: Any) -> socket.socket:
+    """The socket of a plain connection, away from its transport."""
+    old = transport.get_extra_info("socket")
+    fd = os.dup(old.fileno())
+    try:
+        sock = socket.socket(old.family, old.type, old.proto, fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    sock.setblocking(False)
+    transport.set_protocol(_Nobody())
+    transport.abort()  # closes the other descriptor; nothing goes over the connection
+    return sock
+
+
+async def _connect(
+    loop: Any,
+    host: str | None,
+    port: int | None,
+    sock: socket.socket | None,
+    tcp: dict[str, Any],
+) -> socket.socket:
+    """A connected TCP socket, made by the loop's own means."""
+    if sock is None:
+        taker = _Taker()
+        await loop.create_connection(lambda: taker, host, port, **tcp)
+        return taker.sock()
+    if host is not None or port is not None:
+        raise InvalidValue("host/port and sock can not be specified at the same time")
+    if isinstance(sock, ssl_module.SSLSocket):
+        raise InvalidType("sock must not be an SSLSocket: pyktls.offload is for those")
+    if sock.type != socket.SOCK_STREAM:
+        raise InvalidValue(f"A Stream Socket was expected, got {sock!r}")
+    sock.setblocking(False)
+    return sock
+
+
+class _Flow(asyncio.Protocol):
+    """Stands for a protocol until everything that was written is in the kernel."""
+
+    def __init__(self, protocol: Any, empty: asyncio.Future[None]) -> None:
+        self._protocol = protocol
+        self._empty = empty
+        self._paused_here = False
+
+    def pause_writing(self) -> None:
+        self._paused_here = True
+
+    def resume_writing(self) -> None:
+        if not self._paused_here:
+            self._protocol.resume_writing()
+        if not self._empty.done():
+            self._empty.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._empty.done():
+            self._empty.set_exception(
+                exc or ConnectionResetError("the connection was closed before TLS began")
+            )
+
+
+async def _until_empty(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+    """Wait until everything that was written is in the kernel; nobody is told of its end."""
+    if transport.is_closing():
+        raise ConnectionResetError("the connection was closed before TLS began")
+    if not transport.get_write_buffer_size():
+        return
+    empty: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    transport.set_protocol(_Flow(protocol, empty))
+    transport.set_write_buffer_limits(high=0)
+    await empty

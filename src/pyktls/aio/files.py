@@ -1,0 +1,152 @@
+"""Files over a transport, on any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+from pyktls import arguments
+from pyktls.errors import InvalidType, InvalidValue
+
+from .transport import KTLSTransport
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+__all__ = ["sendfile"]
+
+_CHUNK = 1 << 18
+
+
+async def sendfile(
+    transport: asyncio.WriteTransport | asyncio.StreamWriter,
+    file: BinaryIO,
+    offset: int = 0,
+    count: int | None = None,
+    *,
+    fallback: bool = True,
+) -> int:
+    """Send a file, without a copy in user space where the kernel has the connection.
+
+    As ``loop.sendfile``, and on every event loop; ``transport`` may also be an
+    ``asyncio.StreamWriter``.  Returns the number of bytes sent, and leaves the file's position
+    behind them, also when it fails.  What was written before is sent first; nothing can be written
+    meanwhile.  A file that has less than ``count`` bytes is sent up to its end.
+
+    Where sendfile(2) cannot be used (the file has no descriptor, OpenSSL has the connection), it is
+    read and written; without ``fallback`` that is RuntimeError.  Raises RuntimeError on a transport
+    that is closing, ConnectionError if it is closed meanwhile, OSError of sendfile(2), InvalidType
+    and InvalidValue for wrong arguments.
+    """
+    way: Any = transport.transport if isinstance(transport, asyncio.StreamWriter) else transport
+    if not all(hasattr(way, name) for name in ("write", "is_closing", "get_protocol")):
+        raise InvalidType(f"a transport or a StreamWriter is needed, not {type(way).__name__}")
+    _check_file(file, offset, count)
+    if way.is_closing():
+        raise RuntimeError("Transport is closing")
+    if isinstance(way, KTLSTransport):
+        size = _size(file) if way.sends_files else 0
+        if size:
+            left = max(0, size - offset)
+            return await way.send_pages(file, offset, left if count is None else min(left, count))
+    else:
+        if hasattr(file, "seek"):
+            file.seek(offset)  # asyncio does not, where it is 0
+        try:
+            return await asyncio.get_running_loop().sendfile(
+                way, file, offset, count, fallback=fallback
+            )
+        except NotImplementedError:  # uvloop has none
+            pass
+    if not fallback:
+        raise RuntimeError("sendfile(2) cannot be used here, and there is to be no fallback")
+    return await _read_and_write(way, file, offset, count)
+
+
+def _check_file(file: Any, offset: int, count: int | None) -> None:
+    arguments.count("offset", offset)
+    if count is not None:
+        arguments.count("count", count, lowest=1)
+    if "b" not in getattr(file, "mode", "b"):
+        raise InvalidValue("the file must be opened in binary mode")
+    if not hasattr(file, "read"):
+        raise InvalidType(f"a file is needed, not {type(file).__name__}")
+
+
+def _size(file: Any) -> int:
+    """The size of a real file; 0 for what cannot be sent by sendfile(2)."""
+    try:
+        return os.fstat(file.fileno()).st_size
+    except (AttributeError, OSError):
+        return 0
+    except ValueError as e:
+        raise InvalidValue(str(e)) from None  # it is closed
+
+
+class _Pace(asyncio.Protocol):
+    """Stands for a transport's protocol while a file is written to it."""
+
+    def __init__(self, protocol: Any) -> None:
+        self.protocol = protocol
+        self.paused = False
+        self.lost = False
+        self._changed: asyncio.Future[None] | None = None
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        if self.paused:
+            self.paused = False
+            self._wake_up()
+        else:  # it was paused before we came
+            self.protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self._wake_up()
+        self.protocol.connection_lost(exc)
+
+    def _wake_up(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    async def until_ready(self, transport: asyncio.WriteTransport) -> None:
+        """Wait until more can be written; ConnectionError if nothing can any more."""
+        while self.paused and not self.lost:
+            self._changed = asyncio.get_running_loop().create_future()
+            await self._changed
+        if self.lost or transport.is_closing():
+            raise ConnectionAbortedError("the transport was closed while it sent a file")
+
+
+async def _read_and_write(transport: Any, file: Any, offset: int, count: int | None) -> int:
+    loop = asyncio.get_running_loop()
+    pace = _Pace(transport.get_protocol())
+    reads = transport.is_reading()
+    transport.pause_reading()
+    transport.set_protocol(pace)
+    sent = 0
+    try:
+        if hasattr(file, "seek"):
+            file.seek(offset)
+        while count is None or sent < count:
+            size = _CHUNK if count is None else min(_CHUNK, count - sent)
+            data = await loop.run_in_executor(None, file.read, size)
+            if not data:
+                break
+            await pace.until_ready(transport)
+            transport.write(data)
+            sent += len(data)
+        await pace.until_ready(transport)
+    finally:
+        if sent and hasattr(file, "seek"):
+            file.seek(offset + sent)
+        if not pace.lost:
+            transport.set_protocol(pace.protocol)
+            if pace.paused:
+                pace.protocol.pause_writing()
+            if reads:
+                transport.resume_reading()
+    return sent

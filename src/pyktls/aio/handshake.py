@@ -1,0 +1,169 @@
+"""From a TCP connection to one that a transport can use: handshake and switch, without waiting.
+
+OpenSSL makes the handshake on the socket itself, as an ssl.SSLSocket that does not block, because
+only so it takes no more from the socket than the kernel can do without (see handoff.py; asyncio's
+own TLS reads ahead into memory).  Then the keys go to the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from typing import TYPE_CHECKING
+
+from pyktls.errors import HandoffRefused, InvalidType, Unavailable
+from pyktls.handoff import watch
+from pyktls.offloading import offload
+from pyktls.probe import kernel_has_none
+from pyktls.ssl_sockets import SSLSocket, check_plans
+from pyktls.takeover import may_send_alone
+
+from .ends import KernelEnd, OpenSSLEnd
+from .tls_object import TLSObject
+
+if TYPE_CHECKING:
+    import socket
+
+    from .ends import End
+
+__all__ = ["HANDSHAKE_TIMEOUT", "SHUTDOWN_TIMEOUT", "connect_tls", "is_for_kernel"]
+
+# As asyncio's, in seconds.
+HANDSHAKE_TIMEOUT = 60.0
+SHUTDOWN_TIMEOUT = 30.0
+
+
+class _HandshakeSocket(ssl.SSLSocket):
+    """An SSLSocket for the time of the handshake."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context.  One that an sni_callback sets is watched from then on."""
+        return self._context
+
+    @context.setter
+    def context(self, value: ssl.SSLContext) -> None:
+        with contextlib.suppress(HandoffRefused, Unavailable):  # the switch will say it
+            watch(value)
+        self._context = value
+        self._sslobj.context = value  # type: ignore[attr-defined]
+
+
+def is_for_kernel(context: ssl.SSLContext, *, require: bool) -> bool:
+    """Watch ``context``; False if its connections are for asyncio's own TLS, known beforehand.
+
+    With ``require`` that is an error: HandoffRefused or Unavailable.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise InvalidType(f"ssl must be an ssl.SSLContext, not {type(context).__name__}")
+    try:
+        watch(context)
+    except (HandoffRefused, Unavailable):
+        if require:
+            raise
+        return False
+    if kernel_has_none():
+        if require:
+            raise Unavailable("this kernel has no TLS", remedy="pyktls.probe() tells more")
+        return False
+    return True
+
+
+async def connect_tls(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    server_side: bool,
+    server_hostname: str | None,
+    timeout: float,  # noqa: ASYNC109  (it is the error that asyncio's users expect)
+    require: bool,
+) -> tuple[End, TLSObject]:
+    """Make the handshake on a connected socket, which is used up, and switch to the kernel.
+
+    Raises what the handshake raises, ConnectionAbortedError after ``timeout`` seconds, and with
+    ``require`` HandoffRefused or Unavailable where the kernel does not take the connection.  The
+    socket is then closed.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        # Not context.wrap_socket: the class that wrap_context sets would make the switch itself.
+        tls = _HandshakeSocket._create(  # type: ignore[attr-defined]  # noqa: SLF001
+            sock=sock,
+            server_side=server_side,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+            server_hostname=server_hostname,
+            context=context,
+        )
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        try:
+            async with asyncio.timeout(timeout):
+                await _shake_hands(loop, tls)
+        except TimeoutError as e:
+            raise ConnectionAbortedError(
+                f"the TLS handshake was not over after {timeout} seconds"
+            ) from e
+        return _switch(tls, require=require)
+    except BaseException:
+        tls.close()
+        raise
+
+
+async def _shake_hands(loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket) -> None:
+    fd = tls.fileno()
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            add, remove = loop.add_reader, loop.remove_reader
+        except ssl.SSLWantWriteError:
+            add, remove = loop.add_writer, loop.remove_writer
+        except ssl.SSLEOFError as e:
+            raise ConnectionResetError("the peer closed the connection in the handshake") from e
+        else:
+            return
+        ready = loop.create_future()
+        add(fd, _set, ready)
+        try:
+            await ready
+        finally:
+            remove(fd)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _switch(tls: ssl.SSLSocket, *, require: bool) -> tuple[End, TLSObject]:
+    """Give the connection to the kernel, as far as it takes it."""
+    about = TLSObject(tls)
+    refusal: HandoffRefused | Unavailable | None = None
+    for rx in (True, False):
+        try:
+            check_plans(tls)
+            sock = offload(tls, rx=rx)
+        except (HandoffRefused, Unavailable) as e:
+            refusal = refusal or e
+            if require or (isinstance(e, HandoffRefused) and e.dead):
+                raise
+            if rx and not may_send_alone(e):
+                break
+        except OSError as e:  # of a system call that came before the first key
+            refusal = refusal or HandoffRefused(f"the kernel refused: {e}")
+            refusal.__cause__ = e
+            if require:
+                raise refusal from e
+        else:
+            about.carried_by(sock)
+            return KernelEnd(sock, refusal), about
+    return OpenSSLEnd(tls, refusal), about
+
+
+def requires_kernel(context: ssl.SSLContext) -> bool:
+    """Whether ``wrap_context(context, require=True)`` was called."""
+    return issubclass(context.sslsocket_class, SSLSocket) and context.sslsocket_class.require

@@ -1,0 +1,69 @@
+"""What ``get_extra_info("ssl_object")`` gives: the answers of an ssl.SSLObject, without OpenSSL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ssl
+
+    from pyktls.sockets import KTLSSocket
+
+__all__ = ["TLSObject"]
+
+
+class TLSObject:
+    """Answers about a handshake, as ssl.SSLObject gives them, after its OpenSSL object is gone."""
+
+    __slots__ = ("_sock", "_tls_unique", "context", "server_hostname", "server_side",
+                 "session_reused")  # fmt: skip
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self.context: ssl.SSLContext = tls.context
+        self.server_side: bool = tls.server_side
+        self.server_hostname: str | None = tls.server_hostname
+        self.session_reused: bool | None = tls.session_reused
+        self._tls_unique: bytes | None = tls.get_channel_binding("tls-unique")
+        self._sock: KTLSSocket | ssl.SSLSocket = tls
+
+    def carried_by(self, sock: KTLSSocket) -> None:
+        """The connection has left OpenSSL."""
+        self._sock = sock
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """As ssl.SSLSocket.session; tickets that came after the switch count."""
+        return self._sock.session
+
+    def version(self) -> str | None:
+        """As ssl.SSLObject.version."""
+        return self._sock.version()
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """As ssl.SSLObject.cipher."""
+        return self._sock.cipher()
+
+    def compression(self) -> str | None:
+        """As ssl.SSLObject.compression: None, for a compressed connection is not handed over."""
+        return None
+
+    def selected_alpn_protocol(self) -> str | None:
+        """As ssl.SSLObject.selected_alpn_protocol."""
+        return self._sock.selected_alpn_protocol()
+
+    def selected_npn_protocol(self) -> None:
+        """As ssl.SSLObject.selected_npn_protocol: there is no NPN any more."""
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """As ssl.SSLObject.getpeercert."""
+        return self._sock.getpeercert(binary_form)
+
+    def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
+        """As ssl.SSLObject.get_channel_binding; ValueError for another type than tls-unique."""
+        if cb_type != "tls-unique":
+            raise ValueError(f"{cb_type} channel binding type not implemented")
+        return self._tls_unique
+
+    def pending(self) -> int:
+        """As ssl.SSLObject.pending."""
+        return self._sock.pending()
