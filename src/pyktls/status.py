@@ -7,6 +7,7 @@ import errno
 import socket
 import ssl
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast, runtime_checkable
 
 from . import freebsd, linux
 from ._kernel import lib
@@ -32,6 +33,17 @@ class Mode(enum.StrEnum):
 
     def __bool__(self) -> bool:
         return self is not Mode.NONE
+
+
+@runtime_checkable
+class SocketLike(Protocol):
+    """What stands for a socket without being one, as asyncio's TransportSocket."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+    def getsockopt(self, *arguments: Any) -> Any:
+        """As socket.getsockopt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +94,15 @@ _FREEBSD_MODES = {
 }
 
 
-def status(sock: socket.socket) -> Status:
+def status(sock: socket.socket | SocketLike) -> Status:
     """Ask the kernel how it does TLS on ``sock``, whoever switched it on.
 
-    Works for any TCP socket, ``ssl.SSLSocket`` included, and needs no privilege; without
-    CAP_NET_ADMIN Linux up to 6.12 does not tell software from NIC (``Mode.KERNEL``), nor the last
-    three fields.  Raises InvalidType for what is no socket, InvalidValue for a closed one.
+    Works for any TCP socket, ``ssl.SSLSocket`` and what asyncio's transports give for "socket"
+    included, and needs no privilege; without CAP_NET_ADMIN Linux up to 6.12 does not tell software
+    from NIC (``Mode.KERNEL``), nor the last three fields.  Raises InvalidType for what is no
+    socket, InvalidValue for a closed one.
     """
-    if not isinstance(sock, socket.socket):
+    if not isinstance(sock, socket.socket | SocketLike):
         raise InvalidType(f"a socket is needed, not {type(sock).__name__}")
     if sock.fileno() < 0:
         raise InvalidValue("the socket is closed")
@@ -103,12 +116,12 @@ def status(sock: socket.socket) -> Status:
     return replace(found, openssl_tx=openssl[0], openssl_rx=openssl[1])
 
 
-def _ask_freebsd(sock: socket.socket) -> Status:
+def _ask_freebsd(sock: socket.socket | SocketLike) -> Status:
     tx, rx = (_FREEBSD_MODES.get(freebsd.mode_of(sock.fileno(), d), Mode.KERNEL) for d in Direction)
     return Status("", None, None, tx, rx)
 
 
-def _ask_linux(sock: socket.socket) -> Status:
+def _ask_linux(sock: socket.socket | SocketLike) -> Status:
     fd = sock.fileno()
     try:
         ulp = linux.get_ulp(fd).decode(errors="replace")
@@ -126,7 +139,7 @@ def _ask_linux(sock: socket.socket) -> Status:
     modes = dict.fromkeys(found, Mode.KERNEL)
     try:
         # An SSLSocket's own getpeername is fine, but its methods may want a handshake.
-        info = ulp_info(sock)
+        info = ulp_info(cast("socket.socket", sock))
     except (OSError, ssl.SSLError):
         info = None
     if info is not None:

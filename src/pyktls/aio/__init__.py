@@ -24,7 +24,7 @@ way to the kernel, transport.py what comes after it, ends.py the two who can car
 
 from __future__ import annotations
 
-from .connecting import create_connection, open_connection, start_tls
+from .connecting import StreamWriter, create_connection, open_connection, start_tls
 from .files import sendfile
 from .serving import Server, create_server, start_server
 from .transport import KTLSTransport
@@ -32,6 +32,7 @@ from .transport import KTLSTransport
 __all__ = [
     "KTLSTransport",
     "Server",
+    "StreamWriter",
     "create_connection",
     "create_server",
     "open_connection",

@@ -8,7 +8,7 @@ import socket
 import ssl as ssl_module
 from typing import TYPE_CHECKING, Any
 
-from pyktls.errors import InvalidType, InvalidValue
+from pyktls.errors import HandoffRefused, InvalidType, InvalidValue
 
 from .handshake import (
     HANDSHAKE_TIMEOUT,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     P = TypeVar("P", bound=asyncio.BaseProtocol)
 
-__all__ = ["create_connection", "open_connection", "start_tls", "timeouts"]
+__all__ = ["StreamWriter", "begin", "create_connection", "open_connection", "start_tls", "timeouts"]
 
 _LIMIT = 1 << 16  # as asyncio's streams
 
@@ -142,17 +142,54 @@ async def open_connection(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """As asyncio.open_connection, with TLS in the kernel where it can be.
 
-    The keywords are those of ``create_connection``, and what it raises.
+    The keywords are those of ``create_connection``, and what it raises.  The writer's ``start_tls``
+    is ``aio.start_tls``.
     """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await create_connection(lambda: protocol, host, port, **keywords)
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+    return reader, StreamWriter(transport, protocol, reader, loop)
+
+
+class StreamWriter(asyncio.StreamWriter):
+    """As asyncio.StreamWriter, with TLS in the kernel after ``start_tls``."""
+
+    _loop: asyncio.AbstractEventLoop
+    _protocol: asyncio.StreamReaderProtocol
+    _transport: asyncio.WriteTransport
+
+    async def start_tls(
+        self,
+        sslcontext: SSLContext,
+        *,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        require: bool = False,
+    ) -> None:
+        """As asyncio.StreamWriter.start_tls; see ``aio.start_tls``."""
+        protocol = self._protocol
+        server_side = protocol._client_connected_cb is not None  # type: ignore[attr-defined]  # noqa: SLF001
+        await self.drain()
+        self._transport = await start_tls(
+            self._transport,
+            protocol,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            require=require,
+        )
+        if hasattr(protocol, "_replace_transport"):  # Python 3.12
+            protocol._replace_transport(self._transport)  # noqa: SLF001
+        else:
+            protocol._replace_writer(self)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 async def start_tls(
-    transport: asyncio.Transport,
+    transport: asyncio.WriteTransport,
     protocol: asyncio.BaseProtocol,
     sslcontext: SSLContext,
     *,
@@ -184,7 +221,15 @@ async def start_tls(
     ):
         raise InvalidType(f"transport {transport!r} is not one of a plain TCP connection")
     require = require or requires_kernel(sslcontext)
-    if plain.family == socket.AF_UNIX or not is_for_kernel(sslcontext, require=require):
+    try:
+        if plain.family == socket.AF_UNIX and require:
+            raise HandoffRefused("the socket is not a TCP socket")  # noqa: TRY301
+        for_kernel = plain.family != socket.AF_UNIX and is_for_kernel(sslcontext, require=require)
+        await _until_empty(transport, protocol)
+    except BaseException as e:
+        _drop(transport, protocol, e)
+        raise
+    if not for_kernel:
         made = await loop.start_tls(
             transport,
             protocol,
@@ -196,9 +241,7 @@ async def start_tls(
         )
         assert made is not None  # noqa: S101  (it was no closed transport)
         return made
-    transport.pause_reading()
     try:
-        await _until_empty(transport, protocol)
         tcp_socket = take_socket(transport)
         end, about = await connect_tls(
             tcp_socket,
@@ -209,9 +252,7 @@ async def start_tls(
             require=require,
         )
     except BaseException as e:
-        transport.set_protocol(_Nobody())
-        transport.abort()
-        protocol.connection_lost(e if isinstance(e, Exception) else None)
+        _drop(transport, protocol, e)
         raise
     upgraded = KTLSTransport(loop, end, protocol, about, shutdown_timeout=shutdown_timeout)
     upgraded.start(introduce=False)
@@ -239,7 +280,13 @@ class _Taker(asyncio.Protocol):
             self._error = e
             transport.abort()
 
+    def drop(self) -> None:
+        """Close it, if it is there already."""
+        if self._sock is not None:
+            self._sock.close()
+
     def sock(self) -> socket.socket:
+        """The socket, once the connection is made."""
         if self._sock is None:
             raise self._error or ConnectionAbortedError("the connection was lost at once")
         return self._sock
@@ -270,7 +317,11 @@ async def _connect(
     """A connected TCP socket, made by the loop's own means."""
     if sock is None:
         taker = _Taker()
-        await loop.create_connection(lambda: taker, host, port, **tcp)
+        try:
+            await loop.create_connection(lambda: taker, host, port, **tcp)
+        except BaseException:
+            taker.drop()
+            raise
         return taker.sock()
     if host is not None or port is not None:
         raise InvalidValue("host/port and sock can not be specified at the same time")
@@ -306,13 +357,23 @@ class _Flow(asyncio.Protocol):
             )
 
 
-async def _until_empty(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+async def _until_empty(transport: Any, protocol: asyncio.BaseProtocol) -> None:
     """Wait until everything that was written is in the kernel; nobody is told of its end."""
     if transport.is_closing():
         raise ConnectionResetError("the connection was closed before TLS began")
+    transport.pause_reading()
     if not transport.get_write_buffer_size():
         return
     empty: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     transport.set_protocol(_Flow(protocol, empty))
     transport.set_write_buffer_limits(high=0)
     await empty
+    transport.set_protocol(protocol)
+    transport.set_write_buffer_limits()
+
+
+def _drop(transport: Any, protocol: asyncio.BaseProtocol, error: BaseException) -> None:
+    """TLS has not come about: the connection is over."""
+    transport.set_protocol(_Nobody())
+    transport.abort()
+    protocol.connection_lost(error if isinstance(error, Exception) else None)

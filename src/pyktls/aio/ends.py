@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyktls import _records, closing, file_transfer
 from pyktls.ciphers import TLS_1_3
-from pyktls.errors import TruncationError
+from pyktls.errors import Error, TruncationError
+from pyktls.protocol import ALERT
 from pyktls.record_layer import NO_WAIT
 from pyktls.status import Status, status
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from pyktls.sockets import KTLSSocket
 
 __all__ = ["End", "KernelEnd", "OpenSSLEnd"]
+
+# What skim takes in at a time.
+_MOST_AT_ONCE = 16
+_PIECE = 1 << 16
 
 
 class End(Protocol):
@@ -66,6 +72,9 @@ class End(Protocol):
 
     def finish(self) -> None:
         """Get out what was sent, and close_notify after it; BlockingIOError until it is done."""
+
+    def skim(self) -> bool:
+        """Take in what there is, for nobody; whether the peer has ended, well or badly."""
 
     def discard(self) -> None:
         """Close the descriptor, and nothing else."""
@@ -120,10 +129,26 @@ class KernelEnd:
         with layer.send_lock:
             closing.finish_sending(layer, _records.Deadline(NO_WAIT))
 
+    def skim(self) -> bool:
+        """See End."""
+        layer = self._layer
+        if layer.fd < 0 or layer.receive_ended or layer.receive_error:
+            return True
+        try:
+            for _ in range(_MOST_AT_ONCE):
+                data, record_type, _ = layer.incoming.recv(
+                    layer.fd, _PIECE, socket.MSG_DONTWAIT, _records.Deadline(NO_WAIT)
+                )
+                if record_type == ALERT or not (data or record_type != _records.NO_RECORD_TYPE):
+                    return True
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (OSError, Error):
+            return True
+        return False
+
     def discard(self) -> None:
         """See End."""
-        if self._layer.fd >= 0 and self._layer.send_ended:
-            closing.take_in_unseen_records(self._layer)
         self.sock.abandon()
 
     def close(self) -> None:
@@ -210,6 +235,18 @@ class OpenSSLEnd:
         except (ssl.SSLError, BrokenPipeError, ConnectionResetError):
             # Ours is out, and OpenSSL would wait for the peer's; or nothing can be sent any more.
             pass
+
+    def skim(self) -> bool:
+        """See End."""
+        try:
+            for _ in range(_MOST_AT_ONCE):
+                if not self.sock.recv(_PIECE):
+                    return True
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except OSError:
+            return True
+        return False
 
     def discard(self) -> None:
         """See End."""

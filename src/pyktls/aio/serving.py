@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pyktls.errors import InvalidType, InvalidValue
 
-from .connecting import begin, timeouts
+from .connecting import StreamWriter, begin, timeouts
 from .handshake import connect_tls, is_for_kernel, requires_kernel
 from .transport import KTLSTransport
 
@@ -374,12 +374,19 @@ async def start_server(
 ) -> asyncio.AbstractServer:
     """As asyncio.start_server, with TLS in the kernel where it can be.
 
-    The keywords are those of ``create_server``, and what it raises.
+    The keywords are those of ``create_server``, and what it raises.  The writers' ``start_tls`` is
+    ``aio.start_tls``.
     """
     loop = asyncio.get_running_loop()
 
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
+        # asyncio has made it, and takes it back from nobody: another one would leave this one to
+        # be collected, which closes the transport.
+        writer.__class__ = StreamWriter
+        return client_connected_cb(reader, writer)
+
     def factory() -> asyncio.StreamReaderProtocol:
         reader = asyncio.StreamReader(limit=limit, loop=loop)
-        return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
+        return asyncio.StreamReaderProtocol(reader, connected, loop=loop)
 
     return await create_server(factory, host, port, **keywords)

@@ -51,9 +51,6 @@ class TLSObject:
         """As ssl.SSLObject.selected_alpn_protocol."""
         return self._sock.selected_alpn_protocol()
 
-    def selected_npn_protocol(self) -> None:
-        """As ssl.SSLObject.selected_npn_protocol: there is no NPN any more."""
-
     def getpeercert(self, binary_form: bool = False) -> Any:
         """As ssl.SSLObject.getpeercert."""
         return self._sock.getpeercert(binary_form)

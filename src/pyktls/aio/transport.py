@@ -4,9 +4,13 @@ It behaves as asyncio's transport for plain TCP does, over an end (ends.py) that
 and a write are each one call of the end, and ``loop.sendfile`` uses sendfile(2).  What TLS adds:
 
 *Closing* is a procedure.  ``close()`` sends what is buffered, then waits until the kernel has let
-go of the last record, sends close_notify, waits once more, and only then closes the socket and
-calls ``connection_lost``; all that within the shutdown timeout.  It does not wait for the peer's
-close_notify.  ``abort()``, and whatever ends a connection by an error, closes at once.
+go of the last record, sends close_notify, waits once more, and ends the TCP stream.  Then it waits
+for the peer to do the same, taking in what still comes: a socket that is closed with bytes unread,
+or to which bytes come later, such as a server's session tickets, is reset, and that can take from
+the peer what it has not read yet.  Only then the socket is closed, and ``connection_lost`` called.
+All that within the shutdown timeout: whoever takes no data until then is an error (TimeoutError),
+whoever just does not close is not.  ``abort()``, and whatever ends a connection by an error, closes
+at once.
 
 *Reading.*  An end without close_notify is an error (TruncationError), and so is an alert.  Linux
 before 6.5 says that a socket can be read when only a part of a record has come; a second such
@@ -303,11 +307,16 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             self._read_waits = True
             self._start_writing()
             return
+        if self._reading:
+            self._look_away(self._read_later)
+
+    def _look_away(self, again: Callable[[], None]) -> None:
+        """After a read in vain: read no more for a moment, if it was not the first."""
         pause = _BACKOFF[min(self._in_vain, len(_BACKOFF) - 1)]
         self._in_vain += 1
-        if pause and self._reading:
+        if pause:
             self._stop_reading()
-            self._later = self._loop.call_later(pause, self._read_later)
+            self._later = self._loop.call_later(pause, again)
 
     def _end_of_data(self) -> None:
         self._at_end = True
@@ -483,7 +492,10 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             self._finish()
 
     def close(self) -> None:
-        """Send what is buffered and close_notify, then close; ``connection_lost(None)`` follows."""
+        """Send what is buffered and close_notify, await the peer's end, and close.
+
+        ``connection_lost`` follows, with None if everything was sent.
+        """
         if self._closing:
             return
         self._closing = True
@@ -499,7 +511,11 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         self._force_close(None)
 
     def _too_slow(self) -> None:
-        self._force_close(TimeoutError("TLS shutdown timed out"))
+        if self._ended and not self._lost:
+            self._stop_reading()
+            self._lose(None)
+        else:
+            self._force_close(TimeoutError("TLS shutdown timed out"))
 
     def _finish(self) -> None:
         """End sending; once more each time that the socket can be written, until it is done."""
@@ -510,16 +526,31 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             if not self._ended:
                 end.finish()
                 self._ended = True
-                if self._eof and not self._closing:
-                    with contextlib.suppress(OSError):
-                        socket.socket.shutdown(end.sock, socket.SHUT_WR)
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(end.sock, socket.SHUT_WR)
         except (BlockingIOError, InterruptedError):
             self._start_writing()
         except (OSError, Error) as e:
             self._fatal_error(e, "Fatal error at the end of a TLS transport")
         else:
             if self._closing:
-                self._lose(None)
+                self._in_vain = 0
+                self._await_end()
+
+    def _await_end(self) -> None:
+        """Take in what still comes, until the peer has ended too."""
+        end = self._end
+        if end is None or self._lost:
+            return
+        self._later = None
+        if self._at_end or end.skim():
+            self._stop_reading()
+            self._lose(None)
+            return
+        self._look_away(self._await_end)
+        if self._later is None and not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._await_end)
 
     def _fatal_error(self, error: BaseException, message: str) -> None:
         # Called where the error is being handled.

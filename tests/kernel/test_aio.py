@@ -1,0 +1,474 @@
+"""pyktls.aio over connections that the kernel carries."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import io
+import socket
+import ssl
+
+import pytest
+
+import pyktls
+from pyktls import aio
+from pyktls.aio.transport import KTLSTransport
+from pyktls.protocol import ALERT, APPLICATION_DATA, FATAL, INTERNAL_ERROR
+from support import tls
+from support.aio import KERNEL, Ground, closed, in_thread, plain_client, port_of
+from support.aio_suite import *  # noqa: F403
+from support.aio_suite import MiB, Recorder, big_file, echo, pair, pattern  # noqa: F401
+from support.kernel import Wire, kernel_can_rekey
+
+LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
+NO_KERNEL_HAS = "ECDHE-ECDSA-AES128-CCM8"  # eight bytes of tag
+
+
+@pytest.fixture(params=[tls.TLS_1_2, tls.TLS_1_3], ids=["TLS1.2", "TLS1.3"])
+def version(request):
+    return request.param
+
+
+@pytest.fixture(params=LOOPS)
+def loop_name(request):
+    return request.param
+
+
+@pytest.fixture
+def ground(loop_name, version, monkeypatch):
+    return Ground(KERNEL, loop_name, version, monkeypatch)
+
+
+@pytest.fixture
+def own_ground(ground):
+    return ground
+
+
+def wire_client(port: int, context: ssl.SSLContext) -> Wire:
+    """A client that can send what no TLS library would; it has made its handshake."""
+    pyktls.watch(context)
+    tls_sock = plain_client(port, context)
+    session = pyktls.extract(tls_sock)
+    sock = socket.socket(fileno=tls_sock.detach())
+    sock.settimeout(30)
+    return Wire(sock, session)
+
+
+def wait_for_end(wire: Wire) -> None:
+    with wire.sock, contextlib.suppress(ConnectionError):
+        while wire.sock.recv(65536):
+            pass
+
+
+@pytest.fixture
+def ground_1_3(loop_name, monkeypatch):
+    return Ground(KERNEL, loop_name, tls.TLS_1_3, monkeypatch)
+
+
+# ---- who carries it --------------------------------------------------------------------------
+
+
+def test_the_kernel_has_both_ends(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            for transport in (near.transport, far.transport):
+                assert isinstance(transport, KTLSTransport)
+                status = transport.get_extra_info("ktls")
+                assert status.tx
+                assert status.rx
+                assert status.refusal is None
+                sock = transport.get_extra_info("socket")
+                assert pyktls.status(sock) == status
+
+    ground.run(main)
+
+
+def test_a_cipher_that_the_kernel_does_not_have(loop_name, monkeypatch):
+    """OpenSSL carries it, behind the same transport; with require it is refused."""
+    ground = Ground(KERNEL, loop_name, tls.TLS_1_2, monkeypatch)
+
+    async def main():
+        client, server_context = ground.contexts(cipher=NO_KERNEL_HAS)
+        async with ground.server(echo, server_context, require=False) as server:
+            reader, writer = await ground.connect(port_of(server), client, require=False)
+            assert isinstance(writer.transport, KTLSTransport)
+            status = writer.get_extra_info("ktls")
+            assert not status.tx
+            assert not status.rx
+            assert isinstance(status.refusal, pyktls.Unavailable | pyktls.HandoffRefused)
+            writer.write(b"by OpenSSL" * 10_000)
+            assert await reader.readexactly(100_000) == b"by OpenSSL" * 10_000
+            await closed(writer)
+            with pytest.raises((pyktls.Unavailable, pyktls.HandoffRefused)):
+                await ground.connect(port_of(server), client, require=True)
+        async with ground.server(echo, server_context, require=True) as server:
+            reader, writer = await ground.connect(port_of(server), client, require=False)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.transport.abort()
+        ground.unexpected.clear()
+
+    ground.run(main)
+
+
+def test_a_context_of_wrap_context(loop_name, monkeypatch):
+    """It is taken as it is, and what it requires is required."""
+    ground = Ground(KERNEL, loop_name, tls.TLS_1_2, monkeypatch)
+
+    async def main():
+        client, server_context = ground.contexts()
+        pyktls.wrap_context(client)
+        pyktls.wrap_context(server_context, require=True)
+        async with ground.server(echo, server_context) as server:
+            reader, writer = await ground.connect(port_of(server), client)
+            writer.write(b"wrapped")
+            assert await reader.readexactly(7) == b"wrapped"
+            await closed(writer)
+        client, server_context = ground.contexts(cipher=NO_KERNEL_HAS)
+        pyktls.wrap_context(client, require=True)
+        async with ground.server(echo, server_context, require=False) as server:
+            with pytest.raises((pyktls.Unavailable, pyktls.HandoffRefused)):
+                await ground.connect(port_of(server), client, require=False)
+
+    ground.run(main)
+
+
+def test_client_authentication_after_the_handshake_is_left_to_openssl(ground_1_3):
+    async def main():
+        client, server_context = ground_1_3.contexts(post_handshake_auth=True)
+        async with ground_1_3.server(echo, server_context, require=False) as server:
+            reader, writer = await ground_1_3.connect(port_of(server), client, require=False)
+            assert "post_handshake_auth" in str(writer.get_extra_info("ktls").refusal)
+            writer.write(b"data")
+            assert await reader.readexactly(4) == b"data"
+            await closed(writer)
+
+    ground_1_3.run(main)
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def no_write(*_):
+    raise AssertionError("the file was read and written")
+
+
+WAYS = [("asyncio", "loop"), *((name, "aio") for name in LOOPS)]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize(("offset", "count"), [(0, None), (77, 4 * MiB + 5), (9 * MiB, None)])
+def test_files_go_by_sendfile(name, way, version, monkeypatch, big_file, offset, count):  # noqa: F811
+    """Not by reading and writing, neither ours nor that of asyncio's loop."""
+    ground = Ground(KERNEL, name, version, monkeypatch)
+
+    async def main():
+        send = aio.sendfile if way == "aio" else asyncio.get_running_loop().sendfile
+        async with pair(ground) as (near, far):
+            data = big_file.read_bytes()[offset:]
+            data = data if count is None else data[:count]
+            near.transport.write(b"head")
+            monkeypatch.setattr(KTLSTransport, "write", no_write)
+            with big_file.open("rb") as file:
+                assert await send(near.transport, file, offset, count) == len(data)
+                assert file.tell() == offset + len(data) if data else True
+            monkeypatch.undo()
+            near.transport.write(b"tail")
+            await far.until(len(data) + 8)
+            assert far.data == b"head" + data + b"tail"
+            # The transport goes on both ways, on either loop's terms.
+            far.transport.write(b"answer")
+            await near.until(6)
+
+    ground.run(main)
+
+
+@pytest.fixture
+def asyncio_ground(version, monkeypatch):
+    return Ground(KERNEL, "asyncio", version, monkeypatch)
+
+
+def test_the_loops_sendfile_of_what_is_no_file(asyncio_ground):
+    async def main():
+        async with pair(asyncio_ground) as (near, far):
+            data = pattern(MiB)
+            sent = await asyncio.get_running_loop().sendfile(near.transport, io.BytesIO(data))
+            assert sent == len(data)
+            await far.until(len(data))
+            assert far.data == data
+
+    asyncio_ground.run(main)
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_closing_while_the_loop_sends_a_file(asyncio_ground, big_file, how):  # noqa: F811
+    """loop.sendfile waits for the socket: it is woken up and told."""
+
+    async def main():
+        async with pair(asyncio_ground, ssl_shutdown_timeout=0.7) as (near, far):
+            far.transport.pause_reading()
+            near.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
+            )
+            with big_file.open("rb") as file:
+                loop = asyncio.get_running_loop()
+                sending = asyncio.create_task(loop.sendfile(near.transport, file))
+                await asyncio.sleep(0.2)
+                assert not sending.done()
+                getattr(near.transport, how)()
+                with pytest.raises((OSError, RuntimeError)):
+                    async with asyncio.timeout(20):
+                        await sending
+            await near.lost
+
+    asyncio_ground.run(main)
+
+
+@pytest.mark.skipif("uvloop" not in LOOPS, reason="uvloop is not installed")
+def test_uvloop_has_no_sendfile_of_its_own(version, monkeypatch, big_file):  # noqa: F811
+    """So programs that call it fall back, as aiohttp does; pyktls.aio.sendfile is the way."""
+    ground = Ground(KERNEL, "uvloop", version, monkeypatch)
+
+    async def main():
+        async with pair(ground) as (near, _):
+            with big_file.open("rb") as file, pytest.raises(NotImplementedError):
+                await asyncio.get_running_loop().sendfile(near.transport, file)
+
+    ground.run(main)
+
+
+def test_nothing_is_written_into_a_file(own_ground, big_file):  # noqa: F811
+    async def main():
+        async with pair(own_ground) as (near, far):
+            far.transport.pause_reading()
+            near.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
+            )
+            with big_file.open("rb") as file:
+                sending = asyncio.create_task(aio.sendfile(near.transport, file))
+                await asyncio.sleep(0.1)
+                for write in (near.transport.write, lambda data: near.transport.writelines([data])):
+                    with pytest.raises(RuntimeError, match="sendfile"):
+                        write(b"x")
+                with pytest.raises(RuntimeError, match="file"):
+                    await aio.sendfile(near.transport, file)
+                far.transport.resume_reading()
+                assert await sending == 9 * MiB
+
+    own_ground.run(main)
+
+
+# ---- what comes after the handshake ----------------------------------------------------------
+
+
+def test_half_a_connection(ground_1_3):
+    """RFC 8446 section 6.1: one direction ends, the other goes on."""
+
+    async def main():
+        async with pair(ground_1_3) as (near, far):
+            far.keep_open = True
+            assert near.transport.can_write_eof()
+            near.transport.write(b"the question")
+            near.transport.write_eof()
+            near.transport.write_eof()
+            for write in (near.transport.write, lambda data: near.transport.writelines([data])):
+                with pytest.raises(RuntimeError, match="write_eof"):
+                    write(b"more")
+            await far.eof.wait()
+            assert far.data == b"the question"
+            data = pattern(5 * MiB)
+            far.transport.write(data)
+            far.transport.close()
+            await near.until(len(data))
+            assert near.data == data
+            assert await near.lost is None
+            assert await far.lost is None
+
+    ground_1_3.run(main)
+
+
+def test_no_half_with_tls_1_2(loop_name, monkeypatch):
+    ground = Ground(KERNEL, loop_name, tls.TLS_1_2, monkeypatch)
+
+    async def main():
+        async with pair(ground) as (near, far):
+            far.keep_open = True
+            assert not near.transport.can_write_eof()
+            with pytest.raises(NotImplementedError):
+                near.transport.write_eof()
+            near.transport.close()
+            await near.lost
+            assert await far.lost is None  # whatever eof_received said
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("request_ours", [False, True])
+def test_key_updates_under_load(ground_1_3, request_ours):
+    """The peer changes its keys again and again, with data before and after, both ways."""
+    rounds, size = 12, 150_000
+
+    async def main():
+        client, server_context = ground_1_3.contexts()
+        async with ground_1_3.server(echo, server_context) as server:
+
+            def talk():
+                with plain_client(port_of(server), client) as sock:
+                    received = 0
+                    for number in range(rounds):
+                        sock.sendall(bytes([number]) * size)
+                        tls.send_key_update(sock, request=request_ours)
+                        sock.sendall(bytes([number]) * 10)
+                        while received < (size + 10) * (number + 1):
+                            piece = sock.recv(65536)
+                            assert piece, "an end too early"
+                            assert set(piece) <= {number}
+                            received += len(piece)
+                    return received
+
+            assert await in_thread(talk) == rounds * (size + 10)
+
+    if kernel_can_rekey():
+        ground_1_3.run(main)
+    else:  # the server cannot follow, and says so
+        with pytest.raises((ConnectionError, ssl.SSLError, AssertionError)):
+            ground_1_3.run(main)
+
+
+def test_changing_keys_while_a_file_is_sent(ground_1_3, big_file):  # noqa: F811
+    """The peer asks for new keys in the midst of it; the answer comes when there is room."""
+
+    async def main():
+        client, server_context = ground_1_3.contexts()
+        data = big_file.read_bytes()
+
+        async def serve(reader, writer):
+            assert await reader.readexactly(2) == b"go"
+            with big_file.open("rb") as file:
+                await aio.sendfile(writer, file)
+                await aio.sendfile(writer, file)
+            await closed(writer)
+
+        async with ground_1_3.server(serve, server_context) as server:
+
+            def fetch():
+                with plain_client(port_of(server), client) as sock:
+                    sock.sendall(b"go")
+                    got = bytearray(sock.recv(100_000))
+                    tls.send_key_update(sock, request=True)
+                    while piece := sock.recv(MiB):
+                        got += piece
+                    return got
+
+            assert await in_thread(fetch) == data + data
+
+    if kernel_can_rekey():
+        ground_1_3.run(main)
+    else:  # that ends the connection, unless the server had sent everything before
+        with contextlib.suppress(ConnectionError, ssl.SSLError, AssertionError):
+            ground_1_3.run(main)
+
+
+def test_a_fatal_alert(ground):
+    async def main():
+        lost = asyncio.get_running_loop().create_future()
+
+        class Watch(Recorder):
+            def connection_lost(self, exc):
+                super().connection_lost(exc)
+                lost.set_result(exc)
+
+        client, server_context = ground.contexts()
+        server = await aio.create_server(
+            Watch, "127.0.0.1", 0, ssl=server_context, **ground.required
+        )
+
+        def be_rude():
+            wire = wire_client(port_of(server), client)
+            wire.send(ALERT, bytes((FATAL, INTERNAL_ERROR)))
+            wait_for_end(wire)
+
+        await in_thread(be_rude)
+        error = await lost
+        assert isinstance(error, pyktls.TLSAlert)
+        assert error.name == "internal_error"
+        server.close()
+        await server.wait_closed()
+
+    ground.run(main)
+
+
+def test_a_peer_that_is_gone_without_a_word(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            near.transport.abort()
+            await near.lost
+            assert isinstance(await far.lost, pyktls.TruncationError)
+            assert "eof" not in far.calls
+
+    ground.run(main)
+
+
+def test_a_part_of_a_record_keeps_nobody_busy(ground):
+    """Linux before 6.5 says all the time that there is something to read."""
+
+    async def main():
+        client, server_context = ground.contexts()
+        calls = 0
+
+        async def serve(reader, writer):
+            assert await reader.readexactly(2) == b"on"
+            await closed(writer)
+
+        read_ready = KTLSTransport._read_ready
+
+        def counting(self):
+            nonlocal calls
+            calls += 1
+            read_ready(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KTLSTransport, "_read_ready", counting)
+            async with ground.server(serve, server_context) as server:
+                wire = await in_thread(wire_client, port_of(server), client)
+                record = wire.seal(APPLICATION_DATA, b"on")
+                wire.sock.sendall(record[:-3])
+                await asyncio.sleep(0.2)
+                calls = 0
+                await asyncio.sleep(1.0)
+                assert calls < 150
+                wire.sock.sendall(record[-3:])
+                await in_thread(wait_for_end, wire)
+
+    ground.run(main)
+
+
+# ---- many ------------------------------------------------------------------------------------
+
+
+def test_servers_with_many_files_at_once(ground, big_file):  # noqa: F811
+    async def main():
+        data = big_file.read_bytes()
+        client, server_context = ground.contexts()
+
+        async def serve(reader, writer):
+            with big_file.open("rb") as file:
+                while line := await reader.readline():
+                    offset, count = map(int, line.split())
+                    await aio.sendfile(writer, file, offset, count)
+            await closed(writer)
+
+        async with ground.server(serve, server_context) as server:
+
+            async def fetch(number):
+                reader, writer = await ground.connect(port_of(server), client)
+                for step in range(3):
+                    offset, count = 1000 * number + step, 200_000 + 77 * number
+                    writer.write(f"{offset} {count}\n".encode())
+                    assert await reader.readexactly(count) == data[offset : offset + count]
+                await closed(writer)
+
+            await asyncio.gather(*map(fetch, range(20)))
+
+    ground.run(main)

@@ -1,0 +1,1255 @@
+"""What holds for pyktls.aio whoever carries the connection: tests for a fixture ``ground``.
+
+The module that takes them over brings the fixture (support/aio.py): tests/kernel with the kernel
+as the carrier, tests/unit with OpenSSL and with asyncio's own TLS, tests/freebsd with the other
+kernel.
+``own_ground`` is for what asyncio's own TLS does otherwise: it is never the carrier there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import io
+import os
+import random
+import socket
+import ssl
+import tempfile
+import time
+import warnings
+from typing import Any
+
+import pytest
+
+import pyktls
+from pyktls import aio
+
+from . import tls
+from .aio import KERNEL, Ground, closed, descriptors, in_thread, plain_client, port_of
+
+MiB = 1 << 20
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)  # noqa: S311
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send back what comes, until the end."""
+    try:
+        while data := await reader.read(100_000):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+# ---- streams ---------------------------------------------------------------------------------
+
+
+def test_data_both_ways(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context) as server:
+            reader, writer = await ground.connect(port_of(server), client)
+            data = pattern(3 * MiB)
+
+            async def send():
+                for begin in range(0, len(data), 70_001):
+                    writer.write(data[begin : begin + 70_001])
+                    await writer.drain()
+
+            sending = asyncio.create_task(send())
+            assert await reader.readexactly(len(data)) == data
+            await sending
+            await closed(writer)
+
+    ground.run(main)
+
+
+def test_the_peer_is_an_ordinary_tls_client(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context) as server:
+
+            def talk():
+                with plain_client(port_of(server), client) as sock:
+                    sock.sendall(b"some" * 10_000)
+                    data = b""
+                    while len(data) < 40_000:
+                        data += sock.recv(65536)
+                    return data
+
+            assert await in_thread(talk) == b"some" * 10_000
+
+    ground.run(main)
+
+
+def test_what_is_known_of_the_handshake(ground):
+    async def main():
+        seen = {}
+        told = asyncio.Event()
+        names = ("peername", "sockname", "cipher", "compression", "peercert", "sslcontext")
+
+        async def serve(reader, writer):
+            seen.update({name: writer.get_extra_info(name) for name in names})
+            about = writer.get_extra_info("ssl_object")
+            seen["alpn"] = about.selected_alpn_protocol()
+            told.set()
+            await reader.read()
+            await closed(writer)
+
+        client, server_context = ground.contexts(client_certificate=True)
+        client.set_alpn_protocols(["h2", "http/1.1"])
+        server_context.set_alpn_protocols(["http/1.1"])
+        async with ground.server(serve, server_context) as server:
+            _, writer = await ground.connect(port_of(server), client)
+            about = writer.get_extra_info("ssl_object")
+            name = "TLSv1.3" if ground.version == tls.TLS_1_3 else "TLSv1.2"
+            assert about.version() == name
+            assert about.selected_alpn_protocol() == "http/1.1" == await told_of(told, seen, "alpn")
+            assert writer.get_extra_info("cipher") == seen["cipher"] == about.cipher()
+            assert writer.get_extra_info("cipher")[1] == name
+            assert writer.get_extra_info("compression") is None
+            assert writer.get_extra_info("sslcontext") is client is about.context
+            assert seen["sslcontext"] is server_context
+            assert writer.get_extra_info("sockname") == seen["peername"]
+            assert writer.get_extra_info("peername") == seen["sockname"]
+            assert ("DNS", tls.HOST) in writer.get_extra_info("peercert")["subjectAltName"]
+            assert seen["peercert"] == writer.get_extra_info("peercert")
+            assert about.getpeercert(True) == ssl.PEM_cert_to_DER_cert(
+                tls.certificate().cert_chain_pems[0].bytes().decode()
+            )
+            assert about.server_side is False
+            assert about.server_hostname == tls.HOST
+            assert about.session_reused is False
+            assert about.pending() == 0
+            if ground.version == tls.TLS_1_2:
+                assert len(about.get_channel_binding()) == 12
+            with pytest.raises(ValueError, match="tls-nothing"):
+                about.get_channel_binding("tls-nothing")
+            sock = writer.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert writer.get_extra_info("nothing", "default") == "default"
+            status = writer.get_extra_info("ktls")
+            if not ground.in_transport:
+                assert status is None
+            elif ground.carrier == KERNEL:
+                assert status.tx
+                assert status.rx
+                assert status.refusal is None
+            else:
+                assert not status.tx
+                assert not status.rx
+                assert "refused for the test" in str(status.refusal)
+            await closed(writer)
+
+    async def told_of(told, seen, name):
+        await told.wait()
+        return seen[name]
+
+    ground.run(main)
+
+
+def test_many_at_once(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context) as server:
+
+            async def talk(number):
+                rng = random.Random(number)  # noqa: S311
+                reader, writer = await ground.connect(port_of(server), client)
+                for _ in range(5):
+                    data = rng.randbytes(rng.randrange(1, 60_000))
+                    writer.write(data)
+                    await writer.drain()
+                    assert await reader.readexactly(len(data)) == data
+                await closed(writer)
+
+            await asyncio.gather(*map(talk, range(40)))
+
+    ground.run(main)
+
+
+# ---- protocols -------------------------------------------------------------------------------
+
+
+class Recorder(asyncio.Protocol):
+    """Notes what a transport tells it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.data = bytearray()
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.made = asyncio.Event()
+        self.eof = asyncio.Event()
+        self.transport: Any = None
+        self.keep_open = False
+
+    def connection_made(self, transport) -> None:
+        self.calls.append("made")
+        self.transport = transport
+        self.made.set()
+
+    def data_received(self, data) -> None:
+        assert isinstance(data, bytes)
+        self.data += data
+
+    def eof_received(self) -> bool:
+        self.calls.append("eof")
+        self.eof.set()
+        return self.keep_open
+
+    def pause_writing(self) -> None:
+        self.calls.append("pause")
+
+    def resume_writing(self) -> None:
+        self.calls.append("resume")
+
+    def connection_lost(self, exc) -> None:
+        self.calls.append("lost")
+        self.lost.set_result(exc)
+
+    async def until(self, size: int) -> None:
+        while len(self.data) < size:
+            await asyncio.sleep(0.01)
+
+
+class BufferedRecorder(asyncio.BufferedProtocol):
+    def __init__(self) -> None:
+        self.buffer = bytearray(50_000)
+        self.data = bytearray()
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def get_buffer(self, _: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data += self.buffer[:nbytes]
+
+    def connection_lost(self, exc) -> None:
+        self.lost.set_result(exc)
+
+
+@contextlib.asynccontextmanager
+async def pair(ground: Ground, factory=Recorder, **keywords):
+    """Two protocols that talk to each other: the client's and the server's."""
+    client, server_context = ground.contexts()
+    protocols = []
+
+    def make():
+        protocols.append(factory())
+        return protocols[-1]
+
+    server = await aio.create_server(
+        make, "127.0.0.1", 0, ssl=server_context, **ground.required, **keywords
+    )
+    try:
+        _, near = await aio.create_connection(
+            Recorder, "127.0.0.1", port_of(server), ssl=client, server_hostname=tls.HOST,
+            **ground.required, **keywords,
+        )  # fmt: skip
+        while not protocols or not hasattr(protocols[0], "lost"):
+            await asyncio.sleep(0.001)
+        far = protocols[0]
+        if isinstance(far, Recorder):
+            await far.made.wait()
+        yield near, far
+    finally:
+        for one in (near, *protocols):
+            if isinstance(one, Recorder) and one.transport is not None:
+                one.transport.abort()
+                await one.lost
+        server.close()
+        await server.wait_closed()
+
+
+def test_the_life_of_a_protocol(own_ground):
+    async def main():
+        async with pair(own_ground) as (near, far):
+            near.transport.write(b"hello")
+            await far.until(5)
+            far.transport.write(b"world")
+            await near.until(5)
+            near.transport.close()
+            assert near.transport.is_closing()
+            assert await near.lost is None
+            assert await far.lost is None
+            assert near.calls == ["made", "lost"]
+            assert far.calls == ["made", "eof", "lost"]
+            assert (far.data, near.data) == (b"hello", b"world")
+
+    own_ground.run(main)
+
+
+def test_a_buffered_protocol(own_ground):
+    async def main():
+        async with pair(own_ground, BufferedRecorder) as (near, far):
+            data = pattern(MiB)
+            near.transport.write(data)
+            while len(far.data) < len(data):
+                await asyncio.sleep(0.01)
+            assert far.data == data
+            near.transport.close()
+            assert await far.lost is None
+
+    own_ground.run(main)
+
+
+def test_flow_control(own_ground):
+    async def main():
+        async with pair(own_ground) as (near, far):
+            far.transport.pause_reading()
+            assert not far.transport.is_reading()
+            near.transport.set_write_buffer_limits(high=100_000, low=1_000)
+            data = pattern(24 * MiB)
+            near.transport.write(data)
+            assert near.calls[1:] == ["pause"]
+            assert near.transport.get_write_buffer_size() > 100_000
+            await asyncio.sleep(0.1)
+            assert len(far.data) < len(data)
+            far.transport.resume_reading()
+            await far.until(len(data))
+            assert far.data == data
+            assert near.calls[1:] == ["pause", "resume"]
+            assert near.transport.get_write_buffer_size() == 0
+
+    own_ground.run(main)
+
+
+def test_what_is_written_late_is_what_it_was(ground):
+    """A buffer that changes after write() is sent as it was."""
+
+    async def main():
+        async with pair(ground) as (near, far):
+            far.transport.pause_reading()
+            block = pattern(16 * MiB)
+            near.transport.write(block)
+            changing = bytearray(b"before")
+            near.transport.write(changing)
+            near.transport.write(memoryview(changing))
+            near.transport.writelines([changing, b"!", memoryview(b"view")])
+            changing[:] = b"after!"
+            far.transport.resume_reading()
+            tail = b"beforebeforebefore!view"
+            await far.until(len(block) + len(tail))
+            assert far.data == block + tail
+
+    ground.run(main)
+
+
+def test_many_pieces_at_once(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            pieces = [bytes([n % 256]) * (n % 700) for n in range(3000)]
+            near.transport.writelines(pieces)
+            near.transport.writelines([])
+            near.transport.write(b"")
+            expected = b"".join(pieces)
+            await far.until(len(expected))
+            assert far.data == expected
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("what", ["text", None, 5, [b"list"]])
+def test_only_bytes_are_written(ground, what):
+    async def main():
+        async with pair(ground) as (near, _):
+            with pytest.raises(TypeError):
+                near.transport.write(what)
+
+    ground.run(main)
+
+
+def test_another_protocol_takes_over(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            other = Recorder()
+            far.transport.set_protocol(other)
+            assert far.transport.get_protocol() is other
+            near.transport.write(b"for the other")
+            await other.until(13)
+            far.transport.set_protocol(far)
+            near.transport.write(b"for the first")
+            await far.until(13)
+            assert (bytes(other.data), bytes(far.data)) == (b"for the other", b"for the first")
+
+    ground.run(main)
+
+
+# ---- the end ---------------------------------------------------------------------------------
+
+
+def test_closing_delivers_everything(ground):
+    """Also to one who reads late, and with close_notify at the end."""
+
+    async def main():
+        client, server_context = ground.contexts()
+        data = pattern(8 * MiB)
+
+        async def serve(_, writer):
+            writer.write(data)
+            await closed(writer)
+
+        async with ground.server(serve, server_context) as server:
+
+            def fetch():
+                with plain_client(port_of(server), client) as sock:
+                    sock.suppress_ragged_eofs = False
+                    time.sleep(0.3)
+                    got = bytearray()
+                    while piece := sock.recv(MiB):
+                        got += piece
+                    return got
+
+            assert await in_thread(fetch) == data
+
+    ground.run(main)
+
+
+def test_aborting_is_no_end_in_good_order(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            near.transport.abort()
+            assert await near.lost is None
+            lost = await far.lost
+            if ground.in_transport:
+                assert isinstance(lost, pyktls.TruncationError | ConnectionError | ssl.SSLError)
+                assert "eof" not in far.calls
+
+    ground.run(main)
+
+
+def test_a_peer_that_takes_nothing_delays_closing_for_so_long(ground):
+    async def main():
+        async with pair(ground, ssl_shutdown_timeout=0.5) as (near, far):
+            far.transport.pause_reading()
+            near.transport.write(bytes(64 * MiB))
+            begin = time.monotonic()
+            near.transport.close()
+            lost = await near.lost
+            assert isinstance(lost, TimeoutError)
+            assert 0.4 < time.monotonic() - begin < 10
+
+    ground.run(main)
+
+
+def test_writing_after_close_is_ignored(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            near.transport.write(b"last")
+            near.transport.close()
+            near.transport.write(b"too late")
+            near.transport.close()
+            await near.lost
+            await far.lost
+            assert far.data == b"last"
+
+    ground.run(main)
+
+
+def test_a_transport_that_nobody_closed(own_ground):
+    """It is noticed, and closed in good order."""
+
+    async def main():
+        client, server_context = own_ground.contexts()
+        ended = asyncio.Event()
+
+        async def serve(reader, writer):
+            writer.write(b"hello")
+            assert await reader.read() == b"bye"
+            ended.set()
+            await closed(writer)
+
+        class Greeted(asyncio.Protocol):
+            def data_received(self, _):
+                greeted.set()
+
+        greeted = asyncio.Event()
+        async with own_ground.server(serve, server_context) as server:
+            transport, protocol = await aio.create_connection(
+                Greeted, "127.0.0.1", port_of(server), ssl=client,
+                server_hostname=tls.HOST, **own_ground.required,
+            )  # fmt: skip
+            await greeted.wait()
+            transport.write(b"bye")
+            transport.pause_reading()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", ResourceWarning)
+                del transport, protocol
+                gc.collect()
+                await asyncio.sleep(0.05)
+                gc.collect()
+            assert any("unclosed transport" in str(w.message) for w in caught)
+            await ended.wait()
+
+    own_ground.run(main)
+
+
+# ---- handshakes ------------------------------------------------------------------------------
+
+
+def test_a_client_that_says_nothing(ground):
+    """It holds up nobody else, and is closed after the handshake timeout."""
+
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context, ssl_handshake_timeout=0.6) as server:
+            with socket.create_connection(("127.0.0.1", port_of(server))) as silent:
+                silent.setblocking(False)
+                begin = time.monotonic()
+                reader, writer = await ground.connect(port_of(server), client)
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+                await closed(writer)
+                loop = asyncio.get_running_loop()
+                assert await loop.sock_recv(silent, 1000) == b""
+                assert 0.5 < time.monotonic() - begin < 10
+        ground.unexpected.clear()  # in debug mode the loop is told
+
+    ground.run(main)
+
+
+def test_a_client_that_drips(ground):
+    """The timeout is for all of the handshake."""
+
+    async def main():
+        _, server_context = ground.contexts()
+        async with ground.server(echo, server_context, ssl_handshake_timeout=0.6) as server:
+            loop = asyncio.get_running_loop()
+            with socket.create_connection(("127.0.0.1", port_of(server))) as slow:
+                slow.setblocking(False)
+                begin = time.monotonic()
+                with contextlib.suppress(ConnectionError):
+                    for byte in b"\x16\x03\x01\x02\x00" + bytes(500):
+                        await loop.sock_sendall(slow, bytes([byte]))
+                        await asyncio.sleep(0.05)
+                        if time.monotonic() - begin > 10:
+                            break
+                assert time.monotonic() - begin < 10
+        ground.unexpected.clear()
+
+    ground.run(main)
+
+
+def test_a_server_that_says_nothing(ground):
+    async def main():
+        client, _ = ground.contexts()
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            begin = time.monotonic()
+            with pytest.raises(ConnectionAbortedError):
+                await ground.connect(silent.getsockname()[1], client, ssl_handshake_timeout=0.5)
+            assert 0.4 < time.monotonic() - begin < 10
+
+    ground.run(main)
+
+
+def test_a_server_that_hangs_up(ground):
+    async def main():
+        client, _ = ground.contexts()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def hang_up():
+                listener.accept()[0].close()
+
+            gone = asyncio.create_task(in_thread(hang_up))
+            with pytest.raises(ConnectionError):
+                await ground.connect(listener.getsockname()[1], client)
+            await gone
+
+    ground.run(main)
+
+
+def test_a_certificate_that_is_not_trusted(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        stranger = ssl.create_default_context()
+        async with ground.server(echo, server_context) as server:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await ground.connect(port_of(server), stranger)
+            with pytest.raises(ssl.SSLCertVerificationError, match=r"[Hh]ostname"):
+                await ground.connect(port_of(server), client, server_hostname="other.example")
+            reader, writer = await ground.connect(port_of(server), client)
+            writer.write(b"still there")
+            assert await reader.readexactly(11) == b"still there"
+            await closed(writer)
+        ground.unexpected.clear()
+
+    ground.run(main)
+
+
+def test_the_context_that_an_sni_callback_chooses(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        _, chosen = ground.contexts()
+        chosen.set_alpn_protocols(["chosen"])
+        client.set_alpn_protocols(["chosen"])
+
+        def choose(sock, name, _):
+            assert name == tls.HOST
+            sock.context = chosen
+
+        server_context.sni_callback = choose
+        async with ground.server(echo, server_context) as server:
+            reader, writer = await ground.connect(port_of(server), client)
+            writer.write(b"data")
+            assert await reader.readexactly(4) == b"data"
+            await closed(writer)
+
+    ground.run(main)
+
+
+def test_a_factory_that_fails(own_ground):
+    async def main():
+        client, server_context = own_ground.contexts()
+
+        def fail():
+            raise RuntimeError("no protocol today")
+
+        server = await aio.create_server(
+            fail, "127.0.0.1", 0, ssl=server_context, **own_ground.required
+        )
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            reader, writer = await own_ground.connect(port_of(server), client)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.transport.abort()
+        server.close()
+        await server.wait_closed()
+        assert all("no protocol" in str(c.get("exception")) for c in own_ground.unexpected)
+        own_ground.unexpected.clear()
+        async with own_ground.server(echo, server_context) as other:
+            with pytest.raises(RuntimeError, match="no protocol"):
+                await aio.create_connection(
+                    fail, "127.0.0.1", port_of(other), ssl=client, server_hostname=tls.HOST
+                )
+        own_ground.unexpected.clear()
+
+    own_ground.run(main)
+
+
+# ---- servers ---------------------------------------------------------------------------------
+
+
+def test_a_server_that_closes_lets_connections_go_on(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context) as server:
+            port = port_of(server)
+            assert server.is_serving()
+            assert server.get_loop() is asyncio.get_running_loop()
+            reader, writer = await ground.connect(port, client)
+            writer.write(b"one")
+            assert await reader.readexactly(3) == b"one"
+            server.close()
+            assert not server.is_serving()
+            assert not server.sockets
+            with pytest.raises(ConnectionRefusedError):
+                await ground.connect(port, client)
+            writer.write(b"two")
+            assert await reader.readexactly(3) == b"two"
+            if ground.in_transport:
+                waiting = asyncio.create_task(server.wait_closed())
+                await asyncio.sleep(0.05)
+                assert not waiting.done()
+                await closed(writer)
+                await waiting
+            else:
+                await closed(writer)
+
+    ground.run(main)
+
+
+def test_a_server_that_closes_during_a_handshake(own_ground):
+    """The handshake is finished; close_clients() gives it up."""
+
+    async def main():
+        client, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            port = port_of(server)
+            with socket.create_connection(("127.0.0.1", port)) as half_way:
+                reader, writer = await own_ground.connect(port, client)  # it has been accepted
+                server.close()
+                await closed(writer)
+                del reader
+
+                def shake_hands():
+                    half_way.settimeout(20)
+                    with client.wrap_socket(half_way, server_hostname=tls.HOST) as sock:
+                        sock.sendall(b"late")
+                        return sock.recv(100)
+
+                assert await in_thread(shake_hands) == b"late"
+        async with own_ground.server(echo, server_context) as server:
+            with socket.create_connection(("127.0.0.1", port_of(server))) as silent:
+                silent.setblocking(False)
+                reader, writer = await own_ground.connect(port_of(server), client)
+                writer.write(b"x")
+                await reader.readexactly(1)
+                server.close()
+                server.close_clients()
+                with contextlib.suppress(ConnectionError):
+                    assert await asyncio.get_running_loop().sock_recv(silent, 100) == b""
+                assert await reader.read() == b""
+                await closed(writer)
+                await server.wait_closed()
+
+    own_ground.run(main)
+
+
+def test_abort_clients(own_ground):
+    async def main():
+        client, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            reader, writer = await own_ground.connect(port_of(server), client)
+            writer.write(b"x")
+            await reader.readexactly(1)
+            server.close()
+            server.abort_clients()
+            with pytest.raises(ConnectionError):
+                await reader.read()
+            writer.transport.abort()
+            await server.wait_closed()
+
+    own_ground.run(main)
+
+
+def test_serve_forever(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        server = await aio.start_server(
+            echo, "127.0.0.1", 0, ssl=server_context, start_serving=False, **ground.required
+        )
+        assert not server.is_serving()
+        port = port_of(server)
+        forever = asyncio.create_task(server.serve_forever())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert server.is_serving()
+        with pytest.raises(RuntimeError):
+            await server.serve_forever()
+        _, writer = await ground.connect(port, client)
+        await closed(writer)
+        forever.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await forever
+        assert not server.is_serving()
+        with pytest.raises(RuntimeError):
+            await server.serve_forever()
+
+    ground.run(main)
+
+
+def test_an_address_that_is_taken(ground):
+    async def main():
+        _, server_context = ground.contexts()
+        async with ground.server(echo, server_context) as server:
+            with pytest.raises(OSError, match="in use"):
+                await aio.start_server(
+                    echo, "127.0.0.1", port_of(server), ssl=server_context, **ground.required
+                )
+
+    ground.run(main)
+
+
+def test_sockets_that_were_made_before(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        server = await aio.start_server(echo, sock=listener, ssl=server_context, **ground.required)
+        sock = socket.create_connection(("127.0.0.1", port))
+        reader, writer = await aio.open_connection(
+            sock=sock, ssl=client, server_hostname=tls.HOST, **ground.required
+        )
+        writer.write(b"made before")
+        assert await reader.readexactly(11) == b"made before"
+        await closed(writer)
+        server.close()
+        await server.wait_closed()
+
+    ground.run(main)
+
+
+# ---- arguments -------------------------------------------------------------------------------
+
+
+def test_arguments_of_the_loops_own_methods(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(
+            echo, server_context, family=socket.AF_INET, reuse_address=True, backlog=7
+        ) as server:
+            keywords = {"family": socket.AF_INET, "local_addr": ("127.0.0.1", 0)}
+            if ground.asyncio_loop:
+                keywords |= {"happy_eyeballs_delay": 0.2, "interleave": 1}
+            _, writer = await ground.connect(port_of(server), client, **keywords)
+            await closed(writer)
+
+    ground.run(main)
+
+
+def test_arguments_that_are_refused(ground):
+    async def main():
+        client, server_context = ground.contexts()
+        for error, keywords in (
+            (ValueError, {"ssl": client}),  # no name to check
+            (ValueError, {"server_hostname": "x"}),
+            (ValueError, {"ssl_handshake_timeout": 1.0}),
+            (ValueError, {"ssl_shutdown_timeout": 1.0}),
+            (ValueError, {"ssl": client, "server_hostname": "x", "ssl_handshake_timeout": 0}),
+            (ValueError, {"ssl": client, "server_hostname": "x", "ssl_shutdown_timeout": -1.0}),
+            (TypeError, {"ssl": client, "server_hostname": "x", "ssl_shutdown_timeout": "1"}),
+            (TypeError, {"ssl": "context", "server_hostname": "x"}),
+            (ValueError, {"require": True}),
+        ):
+            with socket.socket() as sock, pytest.raises(error):
+                await aio.open_connection(sock=sock, **keywords)
+        for error, keywords in (
+            (TypeError, {"ssl": True}),
+            (TypeError, {"ssl": "context"}),
+            (ValueError, {"ssl_handshake_timeout": 1.0}),
+            (ValueError, {"ssl_shutdown_timeout": 1.0}),
+            (ValueError, {"ssl": server_context, "ssl_handshake_timeout": -1}),
+            (ValueError, {"require": True}),
+        ):
+            with pytest.raises(error):
+                await aio.start_server(echo, "127.0.0.1", 0, **keywords)
+
+    ground.run(main)
+
+
+def test_nobody_listens(ground):
+    async def main():
+        client, _ = ground.contexts()
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+            with pytest.raises(ConnectionRefusedError):
+                await ground.connect(port, client)
+
+    ground.run(main)
+
+
+def test_without_tls_it_is_asyncios(ground):
+    async def main():
+        server = await aio.start_server(echo, "127.0.0.1", 0)
+        reader, writer = await aio.open_connection("127.0.0.1", port_of(server))
+        writer.write(b"plain")
+        assert await reader.readexactly(5) == b"plain"
+        assert writer.get_extra_info("sslcontext") is None
+        await closed(writer)
+        server.close()
+        await server.wait_closed()
+
+    ground.run(main)
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def big_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("aio") / "big"
+    path.write_bytes(pattern(9 * MiB, 7))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offset", "count"),
+    [(0, None), (1, None), (100_001, 5 * MiB), (9 * MiB - 5, 100), (9 * MiB, None), (0, 1)],
+)
+def test_sendfile(ground, big_file, offset, count):
+    async def main():
+        async with pair(ground) as (near, far):
+            near.transport.write(b"header")
+            data = big_file.read_bytes()[offset:]
+            data = data if count is None else data[:count]
+            with big_file.open("rb") as file:
+                sent = await aio.sendfile(near.transport, file, offset, count)
+                assert sent == len(data)
+                if sent:
+                    assert file.tell() == offset + sent
+            near.transport.write(b"trailer")
+            await far.until(len(data) + 13)
+            assert far.data == b"header" + data + b"trailer"
+            assert near.transport.is_reading()
+
+    ground.run(main)
+
+
+def test_sendfile_by_a_stream_writer(ground, big_file):
+    async def main():
+        data = big_file.read_bytes()
+
+        async def serve(_, writer):
+            with big_file.open("rb") as file:
+                assert await aio.sendfile(writer, file) == len(data)
+            await closed(writer)
+
+        client, server_context = ground.contexts()
+        async with ground.server(serve, server_context) as server:
+            reader, writer = await ground.connect(port_of(server), client)
+            assert await reader.read() == data
+            await closed(writer)
+
+    ground.run(main)
+
+
+def test_an_object_that_is_no_real_file(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            data = pattern(2 * MiB)
+            assert await aio.sendfile(near.transport, io.BytesIO(data), 5) == len(data) - 5
+            assert await aio.sendfile(near.transport, io.BytesIO(b"end"), 0, 2) == 2
+            await far.until(len(data) - 3)
+            assert far.data == data[5:] + b"en"
+            if ground.in_transport:
+                with pytest.raises(RuntimeError, match="fallback"):
+                    await aio.sendfile(near.transport, io.BytesIO(b"x"), fallback=False)
+
+    ground.run(main)
+
+
+def test_a_file_that_becomes_shorter(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            with tempfile.TemporaryFile() as file:
+                file.write(bytes(10_000))
+                file.flush()
+                assert await aio.sendfile(near.transport, file, 4_000, 1 << 40) == 6_000
+                await far.until(6_000)
+                os.ftruncate(file.fileno(), 0)
+                assert await aio.sendfile(near.transport, file) == 0
+            near.transport.write(b"on")
+            await far.until(6_002)
+
+    ground.run(main)
+
+
+def test_sendfile_to_one_who_goes_away(ground, big_file):
+    async def main():
+        async with pair(ground) as (near, far):
+            far.transport.pause_reading()
+            near.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
+            )
+            with big_file.open("rb") as file:
+                sending = asyncio.create_task(aio.sendfile(near.transport, file))
+                await asyncio.sleep(0.1)
+                assert not sending.done()
+                far.transport.abort()
+                with pytest.raises((OSError, RuntimeError)):
+                    await sending
+
+    ground.run(main)
+
+
+def test_closing_ends_a_file(ground, big_file):
+    async def main():
+        async with pair(ground, ssl_shutdown_timeout=1.0) as (near, far):
+            far.transport.pause_reading()
+            near.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
+            )
+            with big_file.open("rb") as file:
+                sending = asyncio.create_task(aio.sendfile(near.transport, file))
+                await asyncio.sleep(0.1)
+                near.transport.close()
+                with pytest.raises((OSError, RuntimeError)):
+                    await sending
+            await near.lost
+
+    ground.run(main)
+
+
+def test_a_file_that_is_given_up(own_ground, big_file):
+    """Cancelled, it leaves a beginning of the file, and the connection usable."""
+
+    async def main():
+        async with pair(own_ground) as (near, far):
+            far.transport.pause_reading()
+            near.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
+            )
+            data = big_file.read_bytes()
+            with big_file.open("rb") as file:
+                sending = asyncio.create_task(aio.sendfile(near.transport, file))
+                await asyncio.sleep(0.1)
+                assert not sending.done()
+                sending.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await sending
+                sent = file.tell()
+            far.transport.resume_reading()
+            near.transport.write(b"END")
+            near.transport.close()
+            await near.lost
+            await far.lost
+            assert far.data.endswith(b"END")
+            body = bytes(far.data[:-3])
+            assert body == data[: len(body)]
+            assert len(body) == sent
+
+    own_ground.run(main)
+
+
+def test_arguments_of_sendfile(ground, big_file):
+    async def main():
+        async with pair(ground) as (near, _):
+            with big_file.open("rb") as file:
+                for error, arguments in (
+                    (ValueError, (file, -1)),
+                    (ValueError, (file, 0, 0)),
+                    (ValueError, (file, 0, -1)),
+                    (TypeError, (file, "1")),
+                    (TypeError, (file, 0, 1.5)),
+                    (TypeError, (object(),)),
+                ):
+                    with pytest.raises(error):
+                        await aio.sendfile(near.transport, *arguments)
+            with (
+                big_file.open("r", encoding="latin-1") as text,
+                pytest.raises(ValueError, match="binary"),
+            ):
+                await aio.sendfile(near.transport, text)
+            with pytest.raises(ValueError, match="closed"):
+                await aio.sendfile(near.transport, file)
+            with pytest.raises(TypeError):
+                await aio.sendfile(object(), file)
+            near.transport.close()
+            with big_file.open("rb") as file, pytest.raises(RuntimeError, match="closing"):
+                await aio.sendfile(near.transport, file)
+
+    ground.run(main)
+
+
+# ---- cancellation ----------------------------------------------------------------------------
+
+
+def test_cancelling_a_client_at_every_step(own_ground):
+    """Whatever it waits for: nothing is left behind, and the server serves on."""
+
+    async def main():
+        client, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            finished = False
+            steps = 0
+            while not finished:
+                task = asyncio.create_task(own_ground.connect(port_of(server), client))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                    if steps > 12:  # by then it waits for the peer
+                        await asyncio.sleep(0.002)
+                task.cancel()
+                try:
+                    _, writer = await task
+                except asyncio.CancelledError:
+                    pass
+                else:
+                    finished = True
+                    await closed(writer)
+                steps += 1
+                assert steps < 500
+            assert steps > 3
+            reader, writer = await own_ground.connect(port_of(server), client)
+            writer.write(b"on")
+            assert await reader.readexactly(2) == b"on"
+            await closed(writer)
+        own_ground.unexpected.clear()  # of handshakes that were cut off
+
+    own_ground.run(main)
+
+
+def test_cancelling_a_server_that_waits(own_ground):
+    async def main():
+        client, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            _, writer = await own_ground.connect(port_of(server), client)
+            server.close()
+            waiting = asyncio.create_task(server.wait_closed())
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await closed(writer)
+
+    own_ground.run(main)
+
+
+# ---- TLS later on ----------------------------------------------------------------------------
+
+
+class Upgrading(Recorder):
+    """A server's protocol that goes over to TLS when it reads STARTTLS."""
+
+    def __init__(self, context, required, later) -> None:
+        super().__init__()
+        self.context = context
+        self.required = required
+        self.later = later
+        self.upgrade: asyncio.Task[None] | None = None
+
+    def data_received(self, data) -> None:
+        super().data_received(data)
+        if self.upgrade is None and self.data.endswith(b"STARTTLS\n"):
+            self.transport.write(self.later)
+            self.data.clear()
+            self.upgrade = asyncio.create_task(self.turn())
+
+    async def turn(self) -> None:
+        self.transport = await aio.start_tls(
+            self.transport, self, self.context, server_side=True, **self.required
+        )
+        await self.until(6)
+        self.transport.write(self.data.upper())
+
+
+@pytest.mark.parametrize("answer", [b"go ahead\n", bytes(12 * MiB) + b"go ahead\n"])
+def test_starttls(ground, answer):
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, server_context = ground.contexts()
+        protocols = []
+
+        def make():
+            protocols.append(Upgrading(server_context, ground.required, answer))
+            return protocols[-1]
+
+        server = await loop.create_server(make, "127.0.0.1", 0)
+        transport, near = await loop.create_connection(Recorder, "127.0.0.1", port_of(server))
+        transport.write(b"STARTTLS\n")
+        await near.until(len(answer))
+        assert near.data == answer
+        secure = await aio.start_tls(
+            transport, near, client, server_hostname=tls.HOST, **ground.required
+        )
+        near.transport = secure
+        assert near.calls == ["made"]
+        secure.write(b"secret")
+        await near.until(len(answer) + 6)
+        assert near.data[len(answer) :] == b"SECRET"
+        assert secure.get_extra_info("cipher") is not None
+        if ground.carrier == KERNEL:
+            assert secure.get_extra_info("ktls").tx
+        secure.close()
+        assert await near.lost is None
+        await protocols[0].lost
+        server.close()
+        await server.wait_closed()
+
+    ground.run(main)
+
+
+def test_starttls_of_streams(ground):
+    async def main():
+        client, server_context = ground.contexts()
+
+        async def serve(reader, writer):
+            assert await reader.readline() == b"STARTTLS\n"
+            writer.write(b"go ahead\n")
+            await writer.start_tls(server_context, **ground.required)
+            assert writer.get_extra_info("cipher")
+            await echo(reader, writer)
+
+        server = await aio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await aio.open_connection("127.0.0.1", port_of(server))
+        writer.write(b"STARTTLS\n")
+        assert await reader.readline() == b"go ahead\n"
+        await writer.start_tls(client, server_hostname=tls.HOST, **ground.required)
+        assert writer.get_extra_info("ssl_object").version().startswith("TLSv1.")
+        data = pattern(MiB)
+        writer.write(data)
+        assert await reader.readexactly(len(data)) == data
+        await closed(writer)
+        server.close()
+        await server.wait_closed()
+
+    ground.run(main)
+
+
+def test_starttls_that_fails(ground):
+    async def main():
+        loop = asyncio.get_running_loop()
+        _, server_context = ground.contexts()
+        stranger = ssl.create_default_context()
+        protocols = []
+
+        def make():
+            protocols.append(Upgrading(server_context, ground.required, b"go\n"))
+            return protocols[-1]
+
+        server = await loop.create_server(make, "127.0.0.1", 0)
+        transport, near = await loop.create_connection(Recorder, "127.0.0.1", port_of(server))
+        transport.write(b"STARTTLS\n")
+        await near.until(3)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await aio.start_tls(transport, near, stranger, server_hostname=tls.HOST)
+        await near.lost
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await protocols[0].upgrade
+        await protocols[0].lost
+        server.close()
+        await server.wait_closed()
+        ground.unexpected.clear()
+
+    ground.run(main)
+
+
+def test_starttls_wants_a_plain_transport(ground):
+    async def main():
+        client, _ = ground.contexts()
+        async with pair(ground) as (near, _):
+            with pytest.raises(TypeError, match="plain"):
+                await aio.start_tls(near.transport, near, client, server_hostname=tls.HOST)
+            with pytest.raises(TypeError):
+                await aio.start_tls(near.transport, near, None)  # type: ignore[arg-type]
+
+    ground.run(main)
+
+
+# ---- when descriptors run out ----------------------------------------------------------------
+
+
+def test_accepting_when_descriptors_run_out(own_ground, monkeypatch):
+    """It rests for a moment, tells the loop, and goes on."""
+    from pyktls.aio import serving  # noqa: PLC0415
+
+    monkeypatch.setattr(serving, "_ACCEPT_RETRY_DELAY", 0.1)
+
+    async def main():
+        import resource  # noqa: PLC0415
+
+        client, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            used = max(map(int, descriptors())) + 1
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            sock = socket.create_connection(("127.0.0.1", port_of(server)))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+            try:
+                fillers = []
+                with contextlib.suppress(OSError):
+                    while True:
+                        fillers.append(os.dup(0))
+                await asyncio.sleep(0.3)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for fd in fillers:
+                    os.close(fd)
+            assert any("out of system resource" in c["message"] for c in own_ground.unexpected)
+            own_ground.unexpected.clear()
+
+            def talk():
+                sock.settimeout(20)
+                with client.wrap_socket(sock, server_hostname=tls.HOST) as secure:
+                    secure.sendall(b"late")
+                    return secure.recv(10)
+
+            assert await in_thread(talk) == b"late"
+
+    own_ground.run(main)
