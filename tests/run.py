@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ class Part:
             except lab.LabError as e:
                 failure = f"lab: {e}\n"
                 self.lab_said = str(e).partition("\n")[0]
+            except Exception as e:  # noqa: BLE001  (the other parts are to go on)
+                failure = traceback.format_exc()
+                self.lab_said = repr(e)
             output.seek(0)
             text = output.read().decode(errors="replace")
         with PRINTING:

@@ -306,7 +306,10 @@ class _Session:
         poller.register(console, select.POLLIN)
         while self.status is None:
             for fd, _ in poller.poll(self._milliseconds_left()):
-                data = os.read(fd, 65536)
+                try:
+                    data = os.read(fd, 65536)
+                except BlockingIOError:
+                    continue  # poll(2) may say so in vain, and once in an hour it does
                 if fd == port:
                     self._take(data)
                 else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -304,6 +305,26 @@ def test_output_and_status_survive_any_chunking() -> None:
             session._take(stream[start : start + size])
         assert (out.getvalue(), err.getvalue()) == (b"out more", b"err")
         assert (session.release, session.status) == ("6.12", 3)
+
+
+def test_a_read_in_vain_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """poll(2) said that there is something, and there is nothing."""
+    session = boot._Session(io.BytesIO(), io.BytesIO(), None, None)
+    port, port_writer = os.pipe()
+    console, console_writer = os.pipe()
+    os.write(port_writer, frames((guest.EXIT, b"3")))
+    read, vain = os.read, iter([True, True])
+
+    def sometimes(fd: int, size: int) -> bytes:
+        if next(vain, False):
+            raise BlockingIOError
+        return read(fd, size)
+
+    monkeypatch.setattr(os, "read", sometimes)
+    session._follow(port, console)
+    assert session.status == 3
+    for fd in (port, port_writer, console, console_writer):
+        os.close(fd)
 
 
 def test_a_failure_shows_the_end_of_the_console_as_plain_text() -> None:
