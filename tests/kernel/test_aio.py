@@ -35,9 +35,14 @@ def loop_name(request):
     return request.param
 
 
-@pytest.fixture
-def ground(loop_name, version, monkeypatch):
-    return Ground(KERNEL, loop_name, version, monkeypatch)
+# All of it on asyncio's loop, and with TLS 1.3 on uvloop too; tests/unit and tests/freebsd have the
+# rest, without an emulated machine.
+GROUNDS = [("asyncio", tls.TLS_1_2), *((name, tls.TLS_1_3) for name in LOOPS)]
+
+
+@pytest.fixture(params=GROUNDS, ids=lambda value: f"{value[0]}-{value[1].name}")
+def ground(request, monkeypatch):
+    return Ground(KERNEL, *request.param, monkeypatch)
 
 
 @pytest.fixture
