@@ -6,9 +6,9 @@
 If this machine's own kernel has TLS the kernel tests run here, unless kernels are named; otherwise
 in the lab, on each of its kernels, and the tests of a kernel without TLS in the lab's kernel
 without the module.  The lab runs as many kernels at once as there are processors (--jobs); the
-output of each comes when it has ended.  All tests run on the last of them.  On the others, unless
---everything is said, there is a representative part: every test, but one in OTHERS_SHARE of its
-variants (support/sampling.py), another one on each; and not what differs little from kernel to
+output of each comes when it has ended.  Unless --everything is said it is a representative part:
+every test on the last of the kernels, but one in LAST_SHARE of its variants (support/sampling.py);
+on the others one in OTHERS_SHARE, another one on each, and not what differs little from kernel to
 kernel and takes long in the emulator (ON_ONE_KERNEL, the peers).
 
 Ends with one line for each part.  A kernel test that was skipped, or a part that ran no test, is a
@@ -43,9 +43,17 @@ HOST = "this machine"
 # process may do, by its privileges; the demo, which `make demo` runs on each kernel.
 ON_ONE_KERNEL = tuple(
     f"tests/kernel/test_{name}.py"
-    for name in ("bad_input", "cpython_ssl", "demo", "module_loading", "probe", "readme")
+    for name in (
+        "asyncio_recipes",
+        "bad_input",
+        "cpython_ssl",
+        "demo",
+        "module_loading",
+        "probe",
+        "readme",
+    )
 )
-OTHERS_SHARE = 5
+LAST_SHARE, OTHERS_SHARE = 2, 5
 TIMEOUT = 3600.0
 PRINTING = threading.Lock()
 
@@ -143,9 +151,10 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
     left_out = tuple(f"--ignore={path}" for path in ON_ONE_KERNEL)
     for number, kernel in enumerate(chosen):
         wanted: tuple[str, ...] = ("tests/kernel",)
-        if kernel != last and not everything:
-            share = f"{number % OTHERS_SHARE + 1}/{OTHERS_SHARE}"
-            wanted += (*left_out, f"--variants={share}")
+        if not everything and kernel == last:
+            wanted += (f"--variants={number % LAST_SHARE + 1}/{LAST_SHARE}",)
+        elif not everything:
+            wanted += (*left_out, f"--variants={number % OTHERS_SHARE + 1}/{OTHERS_SHARE}")
         parts.append(Part("kernel", kernel, wanted))
         if everything or kernel == last:
             parts.append(Part("peers", kernel, ("tests/interop",)))

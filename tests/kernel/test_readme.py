@@ -100,6 +100,27 @@ def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
     assert "tx=<Mode.SOFTWARE: 'software'>, rx=<Mode.SOFTWARE: 'software'>" in said
 
 
+def test_the_asyncio_example(tmp_path: pathlib.Path) -> None:
+    authority, port = prepare(tmp_path)
+    code = example("aio.start_server")
+    assert "4435" in code
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code.replace("4435", str(port))],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        received = fetch(authority, port, unwrap=False)
+        assert process.stdout is not None
+        said = process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+    assert received == b"HTTP/1.0 200 OK\r\n\r\n" + CONTENT
+    assert "tx=<Mode.SOFTWARE: 'software'>, rx=<Mode.SOFTWARE: 'software'>" in said
+
+
 def test_the_example_by_hand() -> None:
     code = example("tls12_crypto_info_aes_gcm_128")
     done = subprocess.run(
