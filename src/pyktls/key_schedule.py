@@ -19,6 +19,7 @@ contents.
 
 from __future__ import annotations
 
+import functools
 import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
@@ -105,6 +106,22 @@ def hkdf_expand_label(
     return output
 
 
+@functools.cache
+def _one_block_info(label: str, length: int) -> bytes:
+    """What is hashed for one block: struct HkdfLabel with an empty context, and the number 1."""
+    full_label = b"tls13 " + label.encode("ascii")
+    return b"%b%c%b\0\1" % (length.to_bytes(2, "big"), len(full_label), full_label)
+
+
+def _expand_one_block(
+    hash_name: str, secret: bytes | bytearray, label: str, length: int
+) -> bytearray:
+    """HKDF-Expand-Label of no more than one block, without the checks: for every connection."""
+    output = bytearray(length)
+    output[:] = memoryview(_hmac(hash_name, secret, _one_block_info(label, length)))[:length]
+    return output
+
+
 def traffic_keys(suite: CipherSuite, secret: bytes | bytearray) -> tuple[bytearray, bytearray]:
     """Derive the key and the IV that go with a traffic secret (RFC 8446 section 7.3).
 
@@ -114,9 +131,9 @@ def traffic_keys(suite: CipherSuite, secret: bytes | bytearray) -> tuple[bytearr
     Raises InvalidType, InvalidValue, or Unavailable as ``hkdf_expand_label`` does.
     """
     _check_suite(suite, TLS_1_3)
-    key = hkdf_expand_label(suite.hash, secret, "key", b"", suite.aead.key_length)
-    iv = hkdf_expand_label(suite.hash, secret, "iv", b"", NONCE_LENGTH)
-    return key, iv
+    _check_bytes("secret", secret, suite.hash_length)
+    key = _expand_one_block(suite.hash, secret, "key", suite.aead.key_length)
+    return key, _expand_one_block(suite.hash, secret, "iv", NONCE_LENGTH)
 
 
 def next_traffic_secret(suite: CipherSuite, secret: bytes | bytearray) -> bytearray:
@@ -250,7 +267,7 @@ def key_block(
 # --- Checks -----------------------------------------------------------------------------------
 
 
-def _hmac(hash_name: str, key: bytes | bytearray, message: bytearray) -> bytes:
+def _hmac(hash_name: str, key: bytes | bytearray, message: bytes | bytearray) -> bytes:
     try:
         return hmac.digest(key, message, hash_name)
     except ValueError as error:

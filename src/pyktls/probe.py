@@ -117,9 +117,17 @@ def probe(*, refresh: bool = False) -> KernelSupport:
         return found
 
 
+_seen = False
+
+
 def kernel_has_none() -> bool:
-    """Whether the kernel knows of no TLS at all, as far as can be told cheaply: see the top."""
-    return _system.still_without()
+    """Whether the kernel knows of no TLS at all, as far as can be told cheaply: see the top.
+
+    That it has is remembered: where the module is unloaded later, the switch will find out.
+    """
+    global _seen  # noqa: PLW0603
+    _seen = _seen or not _system.still_without()
+    return not _seen
 
 
 _NOT_THERE = frozenset({Cause.NO_MODULE, Cause.NOT_BUILT})

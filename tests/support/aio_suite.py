@@ -163,14 +163,14 @@ def test_many_at_once(ground):
             async def talk(number):
                 rng = random.Random(number)  # noqa: S311
                 reader, writer = await ground.connect(port_of(server), client)
-                for _ in range(5):
+                for _ in range(3):
                     data = rng.randbytes(rng.randrange(1, 60_000))
                     writer.write(data)
                     await writer.drain()
                     assert await reader.readexactly(len(data)) == data
                 await closed(writer)
 
-            await asyncio.gather(*map(talk, range(40)))
+            await asyncio.gather(*map(talk, range(16)))
 
     ground.run(main)
 
@@ -698,6 +698,21 @@ def test_a_server_that_closes_during_a_handshake(own_ground):
                 assert await reader.read() == b""
                 await closed(writer)
                 await server.wait_closed()
+
+    own_ground.run(main)
+
+
+def test_a_handshake_that_is_given_up_before_it_begins(own_ground):
+    async def main():
+        _, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            (listener,) = server._sockets
+            with socket.create_connection(("127.0.0.1", port_of(server))) as silent:
+                server._accept(listener)
+                assert server._handshakes
+                server.close_clients()
+                silent.setblocking(False)
+                assert await asyncio.get_running_loop().sock_recv(silent, 100) == b""
 
     own_ground.run(main)
 

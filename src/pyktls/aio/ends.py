@@ -80,7 +80,7 @@ class End(Protocol):
         """Close the descriptor, and nothing else."""
 
     def close(self) -> None:
-        """Close in good order, blocking: for one whom the loop has forgotten."""
+        """Close in good order, as far as that is possible without waiting."""
 
     def status(self) -> Status:
         """What ``get_extra_info("ktls")`` gives."""
@@ -153,7 +153,9 @@ class KernelEnd:
 
     def close(self) -> None:
         """See End."""
-        self.sock.close()
+        with contextlib.suppress(OSError, Error):
+            self.finish()
+        self.sock.abandon()
 
     def status(self) -> Status:
         """See End."""

@@ -60,7 +60,7 @@ class Server(asyncio.AbstractServer):
         self._require = require
         self._serving = False
         self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], socket.socket] = {}
         # Weak, so that a transport that somebody has forgotten is noticed.
         self._transports: weakref.WeakSet[KTLSTransport] = weakref.WeakSet()
         self._connections = 0
@@ -131,7 +131,7 @@ class Server(asyncio.AbstractServer):
                 return
             sock.setblocking(False)
             task = self._loop.create_task(self._connect(sock))
-            self._handshakes.add(task)
+            self._handshakes[task] = sock
             task.add_done_callback(self._handshake_over)
 
     def _rest(self, listener: socket.socket, error: OSError) -> None:
@@ -155,7 +155,6 @@ class Server(asyncio.AbstractServer):
 
     async def _connect(self, sock: socket.socket) -> None:
         try:
-            set_nodelay(sock)
             end, about = await connect_tls(
                 sock,
                 self._context,
@@ -189,7 +188,8 @@ class Server(asyncio.AbstractServer):
                 )
 
     def _handshake_over(self, task: asyncio.Task[None]) -> None:
-        self._handshakes.discard(task)
+        # It has been taken over, unless the task was cancelled before it began.
+        self._handshakes.pop(task).close()
         self._wake_up()
 
     def _attach(self, transport: KTLSTransport) -> None:
@@ -261,11 +261,6 @@ class Server(asyncio.AbstractServer):
     async def __aexit__(self, *_: object) -> None:
         self.close()
         await self.wait_closed()
-
-
-def set_nodelay(sock: socket.socket) -> None:
-    """Small writes go out at once, as with asyncio's own transports."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 async def create_server(

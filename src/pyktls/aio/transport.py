@@ -247,7 +247,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
 
     def _read_ready(self) -> None:
         end = self._end
-        if end is None or self._lost:
+        if end is None or self._closing:
             return
         try:
             if self._buffered:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from pyktls._kernel import ffi
 from pyktls.ciphers import TLS_1_2, TLS_1_3, CipherSuite, find_suite
 from pyktls.errors import HandoffRefused
 from pyktls.key_schedule import key_block, traffic_keys, wipe
@@ -182,10 +183,10 @@ def _secrets_missing(seen: Any) -> str:
 
 
 def _copy(source: Any, length: int) -> bytearray:
-    # Byte by byte: a slice, or a buffer that grows, would leave a copy that nobody can overwrite.
+    # Not by way of a slice, or a buffer that grows: that would leave a copy that nobody can
+    # overwrite.
     copy = bytearray(length)
-    for i in range(length):
-        copy[i] = source[i]
+    ffi.memmove(copy, source, length)
     return copy
 
 
