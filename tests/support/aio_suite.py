@@ -434,7 +434,7 @@ def test_a_peer_that_takes_nothing_delays_closing_for_so_long(ground):
             near.transport.close()
             lost = await near.lost
             assert isinstance(lost, TimeoutError)
-            assert 0.4 < time.monotonic() - begin < 10
+            assert 0.4 < time.monotonic() - begin < 30
 
     ground.run(main)
 
@@ -499,7 +499,7 @@ def test_a_client_that_says_nothing(ground):
 
     async def main():
         client, server_context = ground.contexts()
-        async with ground.server(echo, server_context, ssl_handshake_timeout=0.6) as server:
+        async with ground.server(echo, server_context, ssl_handshake_timeout=2.5) as server:
             with socket.create_connection(("127.0.0.1", port_of(server))) as silent:
                 silent.setblocking(False)
                 begin = time.monotonic()
@@ -509,7 +509,7 @@ def test_a_client_that_says_nothing(ground):
                 await closed(writer)
                 loop = asyncio.get_running_loop()
                 assert await loop.sock_recv(silent, 1000) == b""
-                assert 0.5 < time.monotonic() - begin < 10
+                assert 2.4 < time.monotonic() - begin < 30
         ground.unexpected.clear()  # in debug mode the loop is told
 
     ground.run(main)
@@ -520,7 +520,7 @@ def test_a_client_that_drips(ground):
 
     async def main():
         _, server_context = ground.contexts()
-        async with ground.server(echo, server_context, ssl_handshake_timeout=0.6) as server:
+        async with ground.server(echo, server_context, ssl_handshake_timeout=2.5) as server:
             loop = asyncio.get_running_loop()
             with socket.create_connection(("127.0.0.1", port_of(server))) as slow:
                 slow.setblocking(False)
@@ -529,9 +529,9 @@ def test_a_client_that_drips(ground):
                     for byte in b"\x16\x03\x01\x02\x00" + bytes(500):
                         await loop.sock_sendall(slow, bytes([byte]))
                         await asyncio.sleep(0.05)
-                        if time.monotonic() - begin > 10:
+                        if time.monotonic() - begin > 30:
                             break
-                assert time.monotonic() - begin < 10
+                assert time.monotonic() - begin < 30
         ground.unexpected.clear()
 
     ground.run(main)
@@ -544,7 +544,7 @@ def test_a_server_that_says_nothing(ground):
             begin = time.monotonic()
             with pytest.raises(ConnectionAbortedError):
                 await ground.connect(silent.getsockname()[1], client, ssl_handshake_timeout=0.5)
-            assert 0.4 < time.monotonic() - begin < 10
+            assert 0.4 < time.monotonic() - begin < 30
 
     ground.run(main)
 
