@@ -139,7 +139,7 @@ def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> 
     step = min(left, STEP_NO_WAIT)
     try:
         layer.before_sending(step)  # a KeyUpdate may have to come first
-        sent, error = system.sendfile(layer.descriptor(), source, offset, step)
+        sent, error = system.sendfile_once(layer.descriptor(), source, offset, step)
         if error is None and not sent:
             _flush(layer)
             return 0, False

@@ -504,6 +504,10 @@ def sendfile(
     return sent[0], syscall_error(-result, "sendfile") if result < 0 else None
 
 
+# For ``System``: it is one system call.
+sendfile_once = sendfile
+
+
 # ---- gates and statistics --------------------------------------------------------------------
 
 #: The sysctls that decide what may be switched on; not every release has all of them.

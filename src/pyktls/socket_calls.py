@@ -91,6 +91,11 @@ class System(Protocol):
     ) -> tuple[int, OSError | None]:
         """Send from a file; the bytes that were taken, and the error that ended it, if one did."""
 
+    def sendfile_once(
+        self, sock: int, file: int, offset: int = ..., count: int = ..., /
+    ) -> tuple[int, OSError | None]:
+        """The same with one system call, which may take less although there is more room."""
+
 
 def descriptor(sock: HasFileno | int) -> int:
     """The file descriptor of a socket, or the number itself."""

@@ -38,6 +38,16 @@ _MOST = 0x7FFFF000
 # ---- sendfile --------------------------------------------------------------------------------
 
 
+def sendfile_once(
+    sock: int, file: int, offset: int = 0, count: int = 0
+) -> tuple[int, OSError | None]:
+    """One sendfile(2) on descriptors: the bytes that were taken, or 0 and the error."""
+    try:
+        return os.sendfile(sock, file, offset, count), None
+    except OSError as e:
+        return 0, syscall_error(e.errno or 0, "sendfile")
+
+
 def sendfile(
     sock: HasFileno | int,
     file: HasFileno | int,
