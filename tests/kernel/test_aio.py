@@ -435,7 +435,7 @@ def test_a_part_of_a_record_keeps_nobody_busy(ground):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(KTLSTransport, "_read_ready", counting)
-            async with ground.server(serve, server_context) as server:
+            async with ground.server(serve, server_context, ssl_shutdown_timeout=2.0) as server:
                 wire = await in_thread(wire_client, port_of(server), client)
                 record = wire.seal(APPLICATION_DATA, b"on")
                 wire.sock.sendall(record[:-3])

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import pathlib
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyktls
 from pyktls import aio
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import pytest
 
 TIMEOUT = 60.0
+# The loop's debug mode, but not in an emulated machine, where it takes too long.
+DEBUG = "PYKTLS_LAB" not in os.environ
 KERNEL = "kernel"
 OPENSSL = "openssl"  # which goes on behind a KTLSTransport
 ASYNCIO = "asyncio"  # its own TLS
@@ -40,6 +43,8 @@ def descriptors() -> set[str]:
 
 class Ground:
     """See the top of this file."""
+
+    _warm: ClassVar[set[tuple[object, ...]]] = set()
 
     def __init__(
         self, carrier: str, loop_name: str, version: ssl.TLSVersion, patch: pytest.MonkeyPatch
@@ -68,13 +73,12 @@ class Ground:
 
         return uvloop.new_event_loop()
 
-    def run(self, main: Callable[[], Awaitable[Any]], *, debug: bool = True) -> Any:
-        tls.contexts(watch=False)  # what is made once, is made
+    def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
         self.warm_up()
         before = descriptors()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ResourceWarning)
-            with asyncio.Runner(loop_factory=self.new_loop, debug=debug) as runner:
+            with asyncio.Runner(loop_factory=self.new_loop, debug=DEBUG) as runner:
                 loop = runner.get_loop()
                 loop.slow_callback_duration = 60  # the emulated machine is slow
                 loop.set_exception_handler(lambda _, context: self.unexpected.append(context))
@@ -88,6 +92,11 @@ class Ground:
 
     def warm_up(self) -> None:
         """What opens descriptors that stay, such as the trial of a cipher, is over."""
+        kind = self.carrier, self.loop_name, self.version
+        if kind in self._warm:
+            return
+        self._warm.add(kind)
+        tls.contexts(watch=False)
         loop = self.new_loop()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()

@@ -4,13 +4,14 @@ It behaves as asyncio's transport for plain TCP does, over an end (ends.py) that
 and a write are each one call of the end, and ``loop.sendfile`` uses sendfile(2).  What TLS adds:
 
 *Closing* is a procedure.  ``close()`` sends what is buffered, then waits until the kernel has let
-go of the last record, sends close_notify, waits once more, and ends the TCP stream.  Then it waits
-for the peer to do the same, taking in what still comes: a socket that is closed with bytes unread,
-or to which bytes come later, such as a server's session tickets, is reset, and that can take from
-the peer what it has not read yet.  Only then the socket is closed, and ``connection_lost`` called.
-All that within the shutdown timeout: whoever takes no data until then is an error (TimeoutError),
-whoever just does not close is not.  ``abort()``, and whatever ends a connection by an error, closes
-at once.
+go of the last record, sends close_notify, and waits once more.  Then it waits for the peer to end,
+taking in what still comes: a socket that is closed with bytes unread, or to which bytes come later,
+such as a server's session tickets, is reset, and that can take from the peer what it has not read
+yet.  (Nor is the TCP stream ended before: a peer that is not done with its handshake could not give
+the connection to its kernel any more.)  Only then the socket is closed, and ``connection_lost``
+called.  All that within the shutdown timeout: whoever takes no data until then is an error
+(TimeoutError), whoever just does not close is not.  ``abort()``, and whatever ends a connection by
+an error, closes at once.
 
 *Reading.*  An end without close_notify is an error (TruncationError), and so is an alert.  Linux
 before 6.5 says that a socket can be read when only a part of a record has come; a second such
@@ -526,8 +527,6 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             if not self._ended:
                 end.finish()
                 self._ended = True
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(end.sock, socket.SHUT_WR)
         except (BlockingIOError, InterruptedError):
             self._start_writing()
         except (OSError, Error) as e:
