@@ -60,6 +60,8 @@ cdef extern from "<poll.h>" nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_EOR
+    int MSG_PEEK
+    int MSG_DONTWAIT
 
 
 cdef extern from "pythread.h":
@@ -97,7 +99,8 @@ NO_RECORD_TYPE = PYKTLS_NO_RECORD_TYPE
 cdef enum:
     MOST_BUFFERS = 1024  # IOV_MAX of both systems
     LONGEST_POLL_MS = 1 << 30
-    APPLICATION_DATA = 23  # RFC 8446 section 5.1
+    HANDSHAKE = 22  # RFC 8446 section 5.1
+    APPLICATION_DATA = 23
     MOST_FLAGS = 0x7FFFFFFF
     FULL_RECORD_BITS = 14  # a full record has 2**14 bytes
 
@@ -564,6 +567,9 @@ cdef class Channel:
     What is met on the way goes to methods of the derived class, under the lock concerned:
     ``_received_other(piece, record_type, msg_flags, asked, deadline)`` with what was no application
     data, ``receive_failed(error)``, which raises.  They set ``straight_in`` and ``straight_out``.
+
+    ``looks_behind`` tells whether a KeyUpdate can hide behind data that was read (``look_behind``);
+    -1 until it is asked.
     """
 
     cdef public int fd
@@ -572,6 +578,7 @@ cdef class Channel:
     cdef public unsigned long long records_sent
     cdef public unsigned long long next_count
     cdef public int most_flags
+    cdef public int looks_behind
     cdef readonly Lock receive_lock
     cdef readonly Lock send_lock
     cdef bint _reading_data
@@ -584,6 +591,7 @@ cdef class Channel:
         self.send_lock = Lock()
         self._wait = wait_for(None)
         self.most_flags = MOST_FLAGS
+        self.looks_behind = -1
 
     @property
     def timeout(self):
@@ -637,6 +645,41 @@ cdef class Channel:
             self.receive_failed(e)
             raise
 
+    def look_behind(self):
+        """Deal with handshake records that come right behind data which a read has just given.
+
+        A read that has room left decrypts the next record too, and stops there if it is of another
+        type.  If that is a KeyUpdate, Linux (since 6.14) says from then on that there is nothing to
+        read, and select(2) would wait for ever: so it is taken in at once.
+        """
+        if self.looks_behind < 0:
+            self.looks_behind = self.can_hide()
+        while self.looks_behind and self.is_handshake_next() and self.take_in_handshake():
+            pass
+
+    cdef int look_behind_read(self, const void *memory, Py_ssize_t received) except -1:
+        """The same, without a loss of the data that has just been read."""
+        if self.looks_behind > 0 and not self.is_handshake_next():
+            return 0
+        try:
+            self.look_behind()
+        except BaseException:  # a signal handler's
+            self.leftover = PyBytes_FromStringAndSize(<char *>memory, received) + self.leftover
+            raise
+        return 0
+
+    cdef bint is_handshake_next(self) noexcept:
+        cdef char byte
+        cdef iovec iov
+        cdef int record_type, msg_flags
+        cdef Py_ssize_t received
+        iov.iov_base = &byte
+        iov.iov_len = 1
+        with nogil:
+            received = pyktls_recv_record_vector(
+                self.fd, &iov, 1, MSG_PEEK | MSG_DONTWAIT, &record_type, &msg_flags)
+        return received >= 0 and record_type == HANDSHAKE
+
     cdef object recv(self, Py_ssize_t size):
         """Read into new bytes; None if the long way has to be gone."""
         cdef Wait wait = self._wait
@@ -656,7 +699,10 @@ cdef class Channel:
                 if received == size:
                     return room
                 # What shortens it in place is not in the stable ABI.
-                return PyBytes_FromStringAndSize(<char *>iov.iov_base, received)
+                data = PyBytes_FromStringAndSize(<char *>iov.iov_base, received)
+                if self.looks_behind:
+                    self.look_behind_read(iov.iov_base, received)
+                return data
             return self._recv_after_other(
                 bytearray(room[:received]), record_type, msg_flags, size, deadline_of(&wait)
             )
@@ -678,6 +724,8 @@ cdef class Channel:
             iov.iov_len = <size_t>size
             received = self.read(&iov, &wait, &record_type, &msg_flags)
             if received > 0 and self.is_data(record_type, received, msg_flags, False):
+                if received < size and self.looks_behind:
+                    self.look_behind_read(memory, received)
                 return received
             return self._recv_into_after_other(
                 buffer, size, received, record_type, msg_flags, deadline_of(&wait)

@@ -236,6 +236,8 @@ class RecordLayer(_records.Channel):
                 self.receive_failed(e)
             if self._is_data(record_type, len(data), msg_flags):
                 if data:
+                    if len(data) < bufsize and self.looks_behind:
+                        self._look_behind((data,), len(data))
                     return data
             else:
                 self._control(bytearray(data), record_type, msg_flags, bufsize, deadline)
@@ -301,6 +303,8 @@ class RecordLayer(_records.Channel):
                     if not self._is_data(record_type, received, msg_flags):
                         self._not_data(views, received, record_type, msg_flags, flags, deadline)
                     elif received:
+                        if received < sum(map(len, views)) and self.looks_behind:
+                            self._look_behind(views, received)
                         return received
             done = 0
             for view in views:
@@ -359,9 +363,41 @@ class RecordLayer(_records.Channel):
             if not received and peeked:
                 # Empty records with something else behind them: a look does not take them away.
                 self.incoming.recv(fd, 1, 0, deadline)
+            if 0 < received < len(view) and not peeked and self.looks_behind:
+                self._look_behind((view,), received)
             return received or None  # an empty record is no end of the stream
         self._not_data([view], received, record_type, msg_flags, flags, deadline)
         return 0 if self.receive_ended else None
+
+    def _look_behind(self, views: Iterable[bytes | memoryview], received: int) -> None:
+        """look_behind, without a loss of the data that has just been read into ``views``."""
+        try:
+            self.look_behind()
+        except BaseException:  # a signal handler's
+            self.leftover = b"".join(views)[:received] + self._leftover
+            raise
+
+    def can_hide(self) -> bool:
+        """Whether a KeyUpdate can hide behind data; see look_behind."""
+        session = self.session
+        return self.incoming.in_kernel and system.can_rekey(session.version, session.cipher.aead)
+
+    def take_in_handshake(self) -> bool:
+        """Deal with the handshake record that comes next; whether there may be another one.
+
+        An error that ends the connection is kept, and the next read raises it.
+        """
+        deadline = _records.Deadline(NO_WAIT)
+        with contextlib.suppress(Error, OSError):
+            try:
+                data, record_type, msg_flags = self.incoming.recv(
+                    self.descriptor(), _CONTROL_SIZE, socket.MSG_DONTWAIT, deadline
+                )
+            except OSError as e:
+                self.receive_failed(e)
+            self._control(bytearray(data), record_type, msg_flags, _CONTROL_SIZE, deadline)
+            return True
+        return False
 
     def _is_data(
         self, record_type: int, received: int, msg_flags: int, *, peeked: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 
 import pytest
@@ -31,6 +32,65 @@ def assert_refused(sock, wire):
     assert wire.recv() == (APPLICATION_DATA, b"as before")
     wire.send_data(b"too")
     assert sock.recv(10) == b"too"
+
+
+# ---- select(2) ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [None, 0.0, 30.0])
+@pytest.mark.parametrize("read", ["recv", "recv_into", "recvmsg_into", "waitall", "makefile"])
+def test_select_tells_of_what_comes_after_a_key_update(read, timeout):
+    """While it waits for keys Linux says that there is nothing, also of what waits already."""
+
+    def take(sock):
+        buffer, other = bytearray(1000), bytearray(1000)
+        if read == "recv":
+            return sock.recv(1000)
+        if read == "recv_into":
+            return bytes(buffer[: sock.recv_into(buffer)])
+        if read == "waitall":
+            return sock.recv(1000, socket.MSG_WAITALL if timeout == 0 else 0)
+        if read == "makefile":
+            with sock.makefile("rb", buffering=0) as file:
+                return file.read(1000)
+        received, *_ = sock.recvmsg_into([buffer, other])
+        return bytes((buffer + other)[:received])
+
+    with wired(SUITE_1_3) as (sock, wire):
+        sock.settimeout(timeout)
+        for number in range(4):
+            wire.send_data(b"before")
+            wire.send(HANDSHAKE, KEY_UPDATE)
+            wire.sealer.rekey()
+            wire.send_data(b"after %d" % number)
+            if not kernel_can_rekey():
+                return
+            got = b""
+            while len(got) < 13:
+                assert select.select([sock], [], [], 20)[0], f"nothing after {got!r}"
+                got += take(sock)
+            assert got == b"beforeafter %d" % number
+
+
+def test_a_signal_while_a_key_update_is_taken_in_loses_no_data():
+    with wired(SUITE_1_3) as (sock, wire):
+        if not kernel_can_rekey():
+            return
+        layer = sock._layer
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        wire.send_data(b"before")
+        wire.send(HANDSHAKE, KEY_UPDATE)
+        wire.sealer.rekey()
+        wire.send_data(b"after")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(layer), "take_in_handshake", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                sock.recv(1000)
+        assert sock.recv(1000) == b"before"
+        assert sock.recv(1000) == b"after"
 
 
 # ---- update_keys -----------------------------------------------------------------------------
