@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import __version__, demo
+from . import __version__, demo, serve
 
 __all__ = ["main"]
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pyktls", description="Kernel TLS for Python.")
     parser.add_argument("--version", action="version", version=f"pyktls {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in (("demo", demo),):
+    for name, module in (("demo", demo), ("serve", serve)):
         command = commands.add_parser(
             name, help=module.SUMMARY, description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,0 +1,199 @@
+"""A server of ``pyktls serve`` in a thread, and a client that sends exactly what it is told to.
+
+``Running`` fails if the server's loop has reported an error, has forgotten a connection or a
+descriptor.  Nothing here waits for longer than TIMEOUT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import pathlib
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pyktls.serve import Limits, Server, create_server
+
+from . import tls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+TIMEOUT = 30.0
+
+
+class Running:
+    """A server that runs while the ``with`` block does."""
+
+    def __init__(self, root: pathlib.Path, **options: Any) -> None:
+        self.root = root
+        self.log = io.StringIO()
+        self.errors: list[dict[str, Any]] = []
+        self.server: Server
+        self.port = 0
+        limits = options.pop("limits", {})
+        self._options = {
+            "log": self.log,
+            "limits": Limits(**{"linger_timeout": 0.5, **limits}),
+            **options,
+        }
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._failure: BaseException | None = None
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as e:  # noqa: BLE001  (raised where the block ends)
+            self._failure = e
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self._end = asyncio.Event()
+        options = {"ssl": tls.server_context(), "port": 0, **self._options}
+        async with await create_server(self.root, **options) as self.server:
+            self.port = self.server.sockets[0].getsockname()[1]
+            self._started.set()
+            await self._end.wait()
+            await self.server.stop(1.0)
+        self.left = self.server.connections
+
+    def __enter__(self) -> Self:
+        self._before = descriptors()
+        self._thread.start()
+        assert self._started.wait(TIMEOUT)
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive()
+        if self._failure is not None:
+            raise self._failure
+        assert self.errors == [], self.errors
+        assert self.left == 0
+        assert descriptors() <= self._before
+
+    def call(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """What a coroutine returns that runs in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(function(), self.loop).result(TIMEOUT)
+
+    def lines(self) -> list[str]:
+        """What was logged."""
+        return self.log.getvalue().splitlines()
+
+    def wait(self, condition: Callable[[Self], bool]) -> None:
+        """Until something is so that the client cannot see."""
+        end = time.monotonic() + TIMEOUT
+        while not condition(self):
+            assert time.monotonic() < end, self.lines()
+            time.sleep(0.01)
+
+    def wait_until_alone(self) -> None:
+        self.wait(lambda running: not running.server.connections)
+
+    def connect(self, *, receive_buffer: int | None = None) -> Client:
+        return Client(self.port, receive_buffer=receive_buffer)
+
+    def ask(self, request: bytes, *, head: bool = False) -> Reply:
+        """The reply to one request, on a connection of its own."""
+        with self.connect() as client:
+            client.send(request)
+            return client.reply(head=head)
+
+    def get(self, path: str, *fields: str) -> Reply:
+        return self.ask(get(path, *fields))
+
+
+def descriptors() -> set[str]:
+    """Those of regular files and directories that are open: what a server might forget."""
+    found = set()
+    for fd in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = str(fd.readlink())
+            if target.startswith("/") and not target.startswith(("/dev", "/proc")):
+                found.add(f"{fd.name} {target}")
+    return found
+
+
+def get(path: str, *fields: str, method: str = "GET") -> bytes:
+    """A request."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *fields, "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+@dataclass
+class Reply:
+    """A response, as it was received."""
+
+    status: int
+    fields: dict[str, str]
+    body: bytes
+
+
+class Client:
+    """A TLS connection that knows a little of HTTP."""
+
+    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+        tcp = socket.socket()
+        tcp.settimeout(TIMEOUT)
+        if receive_buffer is not None:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        tcp.connect(("127.0.0.1", port))
+        self.sock = tls.client_context().wrap_socket(tcp, server_hostname=tls.HOST)
+        self.file = self.sock.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.file.close()
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def reply(self, *, head: bool = False) -> Reply:
+        """The next response, which must be there whole."""
+        status, fields = self.header()
+        size = 0 if head or status == 304 else int(fields["content-length"])
+        body = self.file.read(size)
+        assert len(body) == size
+        return Reply(status, fields, body)
+
+    def header(self) -> tuple[int, dict[str, str]]:
+        line = self.file.readline()
+        assert line.startswith(b"HTTP/1.1 "), line
+        status = int(line.split()[1])
+        fields: dict[str, str] = {}
+        while (line := self.file.readline()) != b"\r\n":
+            assert line.endswith(b"\r\n")
+            name, _, value = line.decode("latin-1").partition(":")
+            assert name.lower() not in fields
+            fields[name.lower()] = value.strip()
+        assert "date" in fields
+        return status, fields
+
+    def rest(self) -> bytes:
+        """Everything up to the end of the connection, however that comes."""
+        received = bytearray()
+        try:
+            while data := self.file.read1(65536):
+                received += data
+        except (ConnectionError, ssl.SSLEOFError):
+            pass
+        return bytes(received)
