@@ -230,12 +230,9 @@ class Connection(asyncio.BufferedProtocol):
     def _close(self) -> None:
         """Close when what was written is out."""
         self._state = State.CLOSING
-        self._sender.watch(self._closing_time())
+        self._sender.watch()
+        self._deadline.set(self._limits.linger_timeout)
         self._transport.close()
-
-    def _closing_time(self) -> float | None:
-        # asyncio's own TLS waits for the client's close_notify, which need not come.
-        return self._limits.linger_timeout if self._sender.by_asyncio else None
 
     def stop(self) -> None:
         """End when the response that is on its way is out; at once if there is none."""
@@ -254,5 +251,13 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(408)
         elif self._state is State.READING or self._state is State.LINGERING:
             self._close()
-        elif self._sender.is_stuck(self._closing_time() if self._state is State.CLOSING else None):
+        elif self._state is State.SENDING:
+            if self._sender.is_stuck():
+                self.abort()
+            else:
+                self._deadline.set(self._limits.send_timeout)
+        elif self._sender.has_arrived() or self._sender.is_stuck():
+            # The transport waits for the client to close, too, which it need not do.
             self.abort()
+        else:
+            self._deadline.set(self._limits.linger_timeout)

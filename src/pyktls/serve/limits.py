@@ -31,8 +31,8 @@ class Limits:
     idle_timeout: float = 30.0
     #: Without any byte acknowledged by a client that something is sent to.
     send_timeout: float = 30.0
-    #: For a client that has not sent its whole request to read why that is not wanted, and for the
-    #: answer to close_notify that asyncio's own TLS waits for.
+    #: For a client to close when it has got everything; if it has not sent its whole request, to
+    #: read why that is not wanted.
     linger_timeout: float = 3.0
 
     def __post_init__(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import socket
 import struct
 import sys
+import termios
 from typing import Any
 
-__all__ = ["acknowledged"]
+__all__ = ["acknowledged", "outstanding"]
 
 # struct tcp_info of linux/tcp.h: __u64 tcpi_bytes_acked, since Linux 4.1.
 OFFSET = 120
@@ -26,3 +29,15 @@ def acknowledged(sock: Any) -> int | None:
         return None
     (count,) = struct.unpack_from("=Q", info, OFFSET)
     return int(count)
+
+
+def outstanding(sock: Any) -> int | None:
+    """Bytes that it has not acknowledged, or None if this system does not tell."""
+    if sock is None or not sys.platform.startswith("linux"):
+        return None
+    number = array.array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, number)
+    except (OSError, ValueError):
+        return None
+    return number[0]

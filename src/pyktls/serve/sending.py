@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls import aio
 
-from .progress import acknowledged
+from .progress import acknowledged, outstanding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +55,8 @@ class Sender:
     """Sends one response at a time over ``transport``, and calls ``over`` when that is out."""
 
     __slots__ = (
-        "_acknowledged", "_deadline", "_loop", "_next", "_over", "_paused", "_task", "_timeout",
-        "_transport", "by_asyncio",
+        "_acknowledged", "_deadline", "_loop", "_next", "_over", "_paused", "_since", "_task",
+        "_timeout", "_transport", "by_asyncio",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +75,7 @@ class Sender:
         self._paused = False  # the transport has not got rid of what was written
         self._next: Callable[[], None] | None = None  # what is to be done when it has
         self._acknowledged: int | None = None
+        self._since = 0.0  # when that was asked
         self._task: asyncio.Task[None] | None = None
         #: Whether asyncio's own TLS carries the connection.
         self.by_asyncio = not isinstance(transport, aio.KTLSTransport)
@@ -118,7 +119,7 @@ class Sender:
                 offset += sent
                 if sent < count:
                     break
-                self._deadline.set(self._timeout)
+                self.watch()
         except (OSError, RuntimeError):  # RuntimeError is asyncio's for a closing transport
             self._task = None
             self._over(Outcome.FAILED)
@@ -187,13 +188,20 @@ class Sender:
         else:
             response.close()
 
-    def watch(self, seconds: float | None = None) -> None:
+    def watch(self) -> None:
         """From now on the peer has to acknowledge something within the time for that."""
         self._acknowledged = acknowledged(self._transport.get_extra_info("socket"))
-        self._deadline.set(self._timeout if seconds is None else seconds)
+        self._since = self._loop.time()
+        self._deadline.set(self._timeout)
 
-    def is_stuck(self, seconds: float | None = None) -> bool:
-        """Whether it has not; else it has the same time again."""
-        before = self._acknowledged
-        self.watch(seconds)
-        return before is None or before == self._acknowledged
+    def is_stuck(self) -> bool:
+        """Whether it has not."""
+        now = acknowledged(self._transport.get_extra_info("socket"))
+        if now is None or now == self._acknowledged:
+            return self._loop.time() - self._since >= self._timeout
+        self._acknowledged, self._since = now, self._loop.time()
+        return False
+
+    def has_arrived(self) -> bool:
+        """Whether everything that was sent has been acknowledged, as far as the system tells."""
+        return outstanding(self._transport.get_extra_info("socket")) == 0
