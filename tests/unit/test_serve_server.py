@@ -12,7 +12,6 @@ import random
 import re
 import shutil
 import socket
-import ssl
 import struct
 import subprocess
 import time
@@ -20,8 +19,7 @@ import time
 import pytest
 
 from pyktls import InvalidValue
-from pyktls.serve import Limits, create_server, sending, service
-from pyktls.serve.connection import Connection
+from pyktls.serve import Limits, conditions, create_server, sending, service
 from support import tls
 from support.serving import TIMEOUT, Running, get
 
@@ -37,6 +35,12 @@ def root(tmp_path):
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / "index.html").write_bytes(b"<p>index</p>")
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _files_that_were_left_alone(monkeypatch):
+    """A machine may be so slow that an ETag changes in the midst of a test."""
+    monkeypatch.setattr(conditions, "SETTLED", -1.0)
 
 
 @pytest.fixture
@@ -287,14 +291,21 @@ def test_the_content_of_a_request_is_thrown_away(server):
         assert reply.fields["connection"] == "close"
 
 
-def test_an_upload_gets_its_answer_though_nobody_takes_it(server):
+def test_an_upload_gets_its_answer_though_nobody_takes_it(root):
     """The answer is not lost in a reset while the client is still sending."""
-    with server.connect() as client:
+    with with_limits(root, linger_timeout=3) as server, server.connect() as client:
         client.send(get("/small.txt", "Content-Length: 100000000", method="POST"))
-        for _ in range(100):
+        for _ in range(10):
             client.send(bytes(16384))
+            time.sleep(0.05)
         assert client.reply().status == 413
         client.send(bytes(16384))
+    with with_limits(root, linger_timeout=0.3) as server, server.connect() as client:
+        client.send(get("/small.txt", "Content-Length: 100000000", method="POST"))
+        assert client.reply().status == 413
+        rest, seconds = ended_after(client)
+        assert rest == b""
+        assert 0.2 < seconds < 5
 
 
 def test_who_waits_for_100_is_told_at_once(server):
@@ -455,6 +466,7 @@ def test_a_file_that_cannot_be_read(root, monkeypatch):
         with server.connect() as client:
             client.send(get("/small.txt"))
             assert client.rest() == b""
+        server.wait_until_alone()
         assert '"GET /small.txt HTTP/1.1" 200 -' in server.log.getvalue()
 
 
@@ -683,8 +695,3 @@ def test_the_protocol_is_told_by_alpn(root):
             wanted.wrap_socket(tcp, server_hostname=tls.HOST) as sock,
         ):
             assert sock.selected_alpn_protocol() == "http/1.1"
-
-
-def test_a_connection_is_a_small_object():
-    assert not hasattr(Connection, "__dict__") or "__dict__" not in Connection.__slots__
-    assert issubclass(ssl.SSLError, OSError)
