@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import time
@@ -561,6 +562,29 @@ def test_stopping_waits_for_responses_and_for_nobody_else(root):
             assert stopped.result(TIMEOUT) is True
         for client in (idle, half, busy):
             client.close()
+
+
+def test_a_handshake_that_ends_after_the_stop_is_for_nothing(root):
+    (root / "big").write_bytes(CONTENT * 20)
+    with (
+        Running(root) as server,
+        server.connect(receive_buffer=65536) as busy,
+        socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as late,
+    ):
+        busy.send(get("/big"))
+        busy.header()
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            stopped = pool.submit(server.call, lambda: server.server.stop(TIMEOUT))
+            server.wait(lambda running: not running.server.sockets)
+            received = b""
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                tls_late = tls.client_context().wrap_socket(late, server_hostname=tls.HOST)
+                with tls_late:
+                    tls_late.sendall(get("/small.txt"))
+                    received = tls_late.recv(100)
+            assert received == b""
+            busy.close()
+            assert stopped.result(TIMEOUT) is True
 
 
 def test_stopping_does_not_wait_for_ever(root):
