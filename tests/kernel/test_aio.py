@@ -409,7 +409,8 @@ def test_a_peer_that_is_gone_without_a_word(ground):
         async with pair(ground) as (near, far):
             near.transport.abort()
             await near.lost
-            assert isinstance(await far.lost, pyktls.TruncationError)
+            # The latter if it had not read a session ticket yet.
+            assert isinstance(await far.lost, pyktls.TruncationError | ConnectionResetError)
             assert "eof" not in far.calls
 
     ground.run(main)

@@ -614,7 +614,8 @@ def test_a_factory_that_fails(own_ground):
         server = await aio.create_server(
             fail, "127.0.0.1", 0, ssl=server_context, **own_ground.required
         )
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
+        # It depends on who is faster how the client sees it.
+        with contextlib.suppress(ConnectionError, ssl.SSLError, pyktls.HandoffRefused):
             reader, writer = await own_ground.connect(port_of(server), client)
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
