@@ -185,7 +185,8 @@ def test_a_client_that_has_sent_close_notify_gets_its_file_with_tls_1_3(root):
 
 def test_a_client_that_goes_away_during_sendfile_is_noticed(root):
     with Running(root) as server:
-        for how in ("close_notify", "end"):
+        # Again and again: it depends on when exactly the reset comes.
+        for how in ("close_notify", "end") * 8:
             peer = server.connect(receive_buffer=65536)
             peer.send(get("/big"))
             peer.header()
@@ -195,7 +196,7 @@ def test_a_client_that_goes_away_during_sendfile_is_noticed(root):
                     peer.sock.unwrap()
             peer.close()
         server.wait_until_alone()
-        assert [line.rsplit(" ", 2)[1:] for line in server.lines()] == [["200", "-"]] * 2
+        assert [line.rsplit(" ", 2)[1:] for line in server.lines()] == [["200", "-"]] * 16
 
 
 def test_sendfile_in_pieces(root, monkeypatch):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls import aio
 
-from .progress import acknowledged, outstanding
+from .progress import acknowledged, is_gone, outstanding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,9 @@ COPIED = 32768
 #: What is sent at a time by asyncio's own TLS, and where the system does not tell how much has
 #: arrived.
 PIECE = 1 << 18
+#: What is sent at a time otherwise.  sendfile(2) into kernel TLS can go on to take a file although
+#: the peer has reset the connection (seen on Linux 7.3), so that is asked for in between.
+STEP = 1 << 24
 
 
 class Outcome(enum.Enum):
@@ -111,12 +114,14 @@ class Sender:
 
     async def _send_file(self, file: File, offset: int, count: int) -> None:
         end = offset + count
-        piece = count if self._acknowledged is not None else PIECE
+        piece = STEP if self._acknowledged is not None else PIECE
         try:
             while offset < end:
                 count = min(piece, end - offset)
                 sent = await aio.sendfile(self._transport, file.as_object(), offset, count)
                 offset += sent
+                if is_gone(self._transport.get_extra_info("socket")):
+                    raise ConnectionResetError
                 if sent < count:
                     break
                 self.watch()
