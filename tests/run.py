@@ -51,9 +51,15 @@ ON_ONE_KERNEL = tuple(
         "module_loading",
         "probe",
         "readme",
+        "serve",
+        "serve_clients",
     )
 )
-LAST_SHARE, OTHERS_SHARE = 2, 5
+SAME_EVERYWHERE = (
+    "tests/unit/test_aio.py",
+    *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
+)
+LAST_SHARE, OTHERS_SHARE = 3, 5
 TIMEOUT = 3600.0
 PRINTING = threading.Lock()
 
@@ -144,7 +150,10 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
         parts.append(Part("unit", HOST, ("tests/unit",), skips_allowed=True))
         # On the fake of its kernel, the unit tests too; skipped is what is about Linux's calls, and
         # what needs ziglang, where that is not installed.
-        parts.append(Part("FreeBSD", HOST, ("tests/unit", "tests/freebsd"), skips_allowed=True))
+        # What is the same on every system is left out, unless everything is wanted.
+        same = () if everything else tuple(f"--ignore={path}" for path in SAME_EVERYWHERE)
+        wanted_there = ("tests/unit", "tests/freebsd", *same)
+        parts.append(Part("FreeBSD", HOST, wanted_there, skips_allowed=True))
     has_tls = has_kernel_tls()
     chosen = kernels or ([HOST] if has_tls else KERNELS)
     last = chosen[-1]
