@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import pathlib
 
 import pytest
 
 import pyktls
-from pyktls import HandoffRefused, Mode, Role, Status, Unavailable, linux
+from pyktls import HandoffRefused, Mode, Role, Status, Unavailable, aio, linux
 from pyktls.ciphers import TLS_1_2, TLS_1_3
 from support import kernel, tls
 from support.kernel import both_ways, suite_id
@@ -132,3 +133,33 @@ def test_extract_and_the_structs_need_no_kernel():
         )
         assert linux.CryptoInfo.unpack(info.pack()) == info
         both_ways(own, peer)
+
+
+@pytest.mark.parametrize("version", [tls.TLS_1_2, tls.TLS_1_3], ids=["TLS1.2", "TLS1.3"])
+def test_asyncio_falls_back_to_its_own_tls(version):
+    async def main():
+        client, server_context = tls.contexts(version, watch=False)
+
+        async def echo(reader, writer):
+            writer.write(await reader.readexactly(5))
+            writer.close()
+
+        async with await aio.start_server(echo, "127.0.0.1", 0, ssl=server_context) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader, writer = await aio.open_connection(
+                "127.0.0.1", port, ssl=client, server_hostname=tls.HOST
+            )
+            assert writer.get_extra_info("ktls") is None
+            assert writer.get_extra_info("cipher") is not None
+            writer.write(b"hello")
+            assert await reader.read() == b"hello"
+            writer.close()
+            await writer.wait_closed()
+            with pytest.raises(pyktls.Unavailable, match="no TLS"):
+                await aio.open_connection(
+                    "127.0.0.1", port, ssl=client, server_hostname=tls.HOST, require=True
+                )
+            with pytest.raises(pyktls.Unavailable, match="no TLS"):
+                await aio.start_server(echo, "127.0.0.1", 0, ssl=server_context, require=True)
+
+    asyncio.run(main())
