@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from .directions import Incoming, Outgoing
     from .socket_calls import HasFileno
 
-__all__ = ["STEP_NO_WAIT", "send_some_pages", "sendfile", "splice_from", "splice_to"]
+__all__ = [
+    "STEP_NO_WAIT",
+    "check_file",
+    "send_some_pages",
+    "sendfile",
+    "splice_from",
+    "splice_to",
+]
 
 _SENDFILE_STEP = 1 << 30
 # Without waiting, one call sends no more than the send buffer has room for.
@@ -49,7 +56,7 @@ def sendfile(
     use_send: Callable[[Any, int, int | None], int],
 ) -> int:
     """KTLSSocket.sendfile; ``use_send`` is what reads and sends an object that is no real file."""
-    _check_file(file, offset, count)
+    check_file(file, offset, count)
     headers = arguments.buffer_views(headers)
     trailers = arguments.buffer_views(trailers)
     with layer.send_lock:
@@ -83,7 +90,8 @@ def sendfile(
         return total + done + _send_pieces(layer, trailers, 0)
 
 
-def _check_file(file: Any, offset: int, count: int | None) -> None:
+def check_file(file: Any, offset: int, count: int | None) -> None:
+    """Raise InvalidType or InvalidValue for what sendfile does not take."""
     arguments.count("offset", offset)
     if count is not None:
         arguments.count("count", count, lowest=1)

@@ -80,45 +80,38 @@ def hkdf_expand_label(
     if len(context) > 255:
         raise InvalidValue(f"context must be at most 255 bytes long, not {len(context)}")
 
-    # struct HkdfLabel: a 16-bit length, then two vectors, each behind its 8-bit length.
+    return _expand_label(hash_name, secret, label, context, length)
+
+
+@functools.lru_cache(maxsize=32)
+def _hkdf_label(label: str, context: bytes, length: int) -> bytes:
+    """Pack HkdfLabel: a 16-bit length, then two vectors, each behind its 8-bit length."""
     full_label = b"tls13 " + label.encode("ascii")
-    info = b"".join(
-        (
-            length.to_bytes(2, "big"),
-            bytes((len(full_label),)),
-            full_label,
-            bytes((len(context),)),
-            context,
-        )
+    return b"%b%c%b%c%b" % (
+        length.to_bytes(2, "big"),
+        len(full_label),
+        full_label,
+        len(context),
+        context,
     )
 
+
+def _expand_label(
+    hash_name: str, secret: bytes | bytearray, label: str, context: bytes, length: int
+) -> bytearray:
+    """hkdf_expand_label of arguments that are right."""
     # HKDF-Expand (RFC 5869 section 2.3): T(n) = HMAC(secret, T(n-1) | info | n), T(0) is empty.
     # Everything is written into buffers of the final size: one that grows would be moved, and
     # would leave its old contents behind.
+    hash_length = HASH_LENGTHS[hash_name]
     output = bytearray(length)
-    message = bytearray(hash_length) + info + b"\0"
+    message = bytearray(hash_length) + _hkdf_label(label, context, length) + b"\0"
     for index, start in enumerate(range(0, length, hash_length), 1):
         message[-1] = index
         block = _hmac(hash_name, secret, message if index > 1 else message[hash_length:])
         message[:hash_length] = block
         output[start : start + hash_length] = block[: length - start]
     wipe(message)
-    return output
-
-
-@functools.cache
-def _one_block_info(label: str, length: int) -> bytes:
-    """What is hashed for one block: struct HkdfLabel with an empty context, and the number 1."""
-    full_label = b"tls13 " + label.encode("ascii")
-    return b"%b%c%b\0\1" % (length.to_bytes(2, "big"), len(full_label), full_label)
-
-
-def _expand_one_block(
-    hash_name: str, secret: bytes | bytearray, label: str, length: int
-) -> bytearray:
-    """HKDF-Expand-Label of no more than one block, without the checks: for every connection."""
-    output = bytearray(length)
-    output[:] = memoryview(_hmac(hash_name, secret, _one_block_info(label, length)))[:length]
     return output
 
 
@@ -132,8 +125,9 @@ def traffic_keys(suite: CipherSuite, secret: bytes | bytearray) -> tuple[bytearr
     """
     _check_suite(suite, TLS_1_3)
     _check_bytes("secret", secret, suite.hash_length)
-    key = _expand_one_block(suite.hash, secret, "key", suite.aead.key_length)
-    return key, _expand_one_block(suite.hash, secret, "iv", NONCE_LENGTH)
+    key = _expand_label(suite.hash, secret, "key", b"", suite.aead.key_length)
+    iv = _expand_label(suite.hash, secret, "iv", b"", NONCE_LENGTH)
+    return key, iv
 
 
 def next_traffic_secret(suite: CipherSuite, secret: bytes | bytearray) -> bytearray:
@@ -267,7 +261,7 @@ def key_block(
 # --- Checks -----------------------------------------------------------------------------------
 
 
-def _hmac(hash_name: str, key: bytes | bytearray, message: bytes | bytearray) -> bytes:
+def _hmac(hash_name: str, key: bytes | bytearray, message: bytearray) -> bytes:
     try:
         return hmac.digest(key, message, hash_name)
     except ValueError as error:

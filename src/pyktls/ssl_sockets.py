@@ -40,7 +40,7 @@ from .errors import (
 from .handoff import watch
 from .record_layer import RecordLayer
 from .status import Status, status
-from .takeover import extract_checked, may_send_alone, take_over
+from .takeover import as_far_as_possible, extract_checked, is_dead, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -327,7 +327,26 @@ _QUESTIONS = frozenset(
 # ---- the socket ------------------------------------------------------------------------------
 
 
-class _HandshakeFirst(ssl.SSLSocket):
+class WatchedSocket(ssl.SSLSocket):
+    """An ssl.SSLSocket of a watched context that stays watched when an sni_callback changes it."""
+
+    _context: ssl.SSLContext
+    _sslobj: Any
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context.  One that an sni_callback sets is watched from then on."""
+        return self._context
+
+    @context.setter
+    def context(self, value: ssl.SSLContext) -> None:
+        with contextlib.suppress(HandoffRefused, Unavailable):  # the switch will say it
+            watch(value)
+        self._context = value
+        self._sslobj.context = value
+
+
+class _HandshakeFirst(WatchedSocket):
     """What reads and writes in ssl.SSLSocket, with a handshake of its own before the first byte.
 
     OpenSSL would make it on the way, and nobody would learn that it is time for the switch.
@@ -336,7 +355,7 @@ class _HandshakeFirst(ssl.SSLSocket):
     _handshaken = False
 
     def _shake_hands(self) -> None:
-        if not self._handshaken and self._sslobj is not None:  # type: ignore[attr-defined]
+        if not self._handshaken and self._sslobj is not None:
             self.do_handshake()
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  (ssl's name)
@@ -373,8 +392,6 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     close_timeout: float = 30.0
 
     _layer: RecordLayer | None = None
-    _sslobj: Any
-    _context: ssl.SSLContext
     _refusal: Exception | None = None
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
@@ -395,40 +412,23 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             self._switch()
 
     def _switch(self) -> None:
-        try:
-            check_plans(self)
-        except HandoffRefused as e:
-            self._stay(e)
+        layer, refusal = as_far_as_possible(
+            self,
+            lambda rx: take_over(self, extract_checked(self, rx=rx), _SSLRecordLayer, rx=rx),
+            alone=not self.require,
+        )
+        self._refusal = refusal
+        if layer is None:
+            assert refusal is not None  # noqa: S101  (for mypy)
+            self._stay(refusal)
             return
-        self._refusal = None
-        layer = self._try_to_switch(rx=True)
-        if not isinstance(layer, _SSLRecordLayer):
-            refusal = layer
-            alone = not self.require and may_send_alone(refusal)
-            layer = self._try_to_switch(rx=False) if alone else refusal
-            if not isinstance(layer, _SSLRecordLayer):
-                self._stay(refusal)
-                return
-            self._refusal = refusal
         layer.suppress_ragged_eofs = self.suppress_ragged_eofs  # type: ignore[attr-defined]
         self._sslobj = _Switched(self, self._sslobj, layer)
         self._layer = layer
 
-    def _try_to_switch(self, *, rx: bool) -> _SSLRecordLayer | HandoffRefused | Unavailable:
-        """The record layer, or the reason why there is none."""
-        try:
-            return take_over(self, extract_checked(self, rx=rx), _SSLRecordLayer, rx=rx)
-        except (HandoffRefused, Unavailable) as e:
-            return e
-        except OSError as e:  # of a system call that came before the first key
-            refusal = HandoffRefused(f"the kernel refused: {e}")
-            refusal.__cause__ = e
-            return refusal
-
     def _stay(self, refusal: HandoffRefused | Unavailable) -> None:
         """Stay with OpenSSL, if that is allowed."""
-        self._refusal = refusal
-        if self.require or (isinstance(refusal, HandoffRefused) and refusal.dead):
+        if self.require or is_dead(refusal):
             self.close()
             if self.fileno() >= 0:  # file objects of makefile() would go on with it
                 self._real_close()
@@ -439,18 +439,6 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         """What the kernel says of this socket, and why it has not got it; see pyktls.status."""
         found = status(self)
         return replace(found, refusal=self._refusal) if self._refusal is not None else found
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """The context.  One that an sni_callback sets is watched from then on."""
-        return self._context
-
-    @context.setter
-    def context(self, value: ssl.SSLContext) -> None:
-        with contextlib.suppress(HandoffRefused, Unavailable):  # the switch will say it
-            watch(value)
-        self._context = value
-        self._sslobj.context = value
 
     # ---- once it is switched -----------------------------------------------------------------
 
@@ -587,15 +575,6 @@ class _RequiredSSLSocket(SSLSocket):
     """The same, where the kernel must have every connection."""
 
     require = True
-
-
-def check_plans(sock: ssl.SSLSocket) -> None:
-    """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
-    if sock.context.post_handshake_auth and sock.version() == "TLSv1.3":
-        raise HandoffRefused(
-            "the context allows client authentication after the handshake, which only OpenSSL "
-            "can do; set post_handshake_auth = False on it if that is not needed"
-        )
 
 
 # ---- wrap_context ----------------------------------------------------------------------------

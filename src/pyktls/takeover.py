@@ -28,11 +28,15 @@ from .session import Role, Session
 from .switch import check_socket, install_fd, system
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .engines.membio import MemoryBIOHandshake
 
-__all__ = ["Handshake", "extract_checked", "may_send_alone", "take_over"]
+__all__ = ["Handshake", "as_far_as_possible", "extract_checked", "is_dead", "take_over"]
 
 Layer = TypeVar("Layer", bound=RecordLayer)
+Made = TypeVar("Made")
+Refusal = HandoffRefused | Unavailable
 
 
 class Handshake(NamedTuple):
@@ -60,13 +64,6 @@ def extract_checked(
     if not (tx and rx):
         check_divisible(source)
     return extract_for_offload(source, receiving=rx)
-
-
-def may_send_alone(refusal: HandoffRefused | Unavailable) -> bool:
-    """Whether, after that refusal, it is worth trying to have the kernel send and not receive."""
-    if isinstance(refusal, Unavailable):
-        return system.ONE_DIRECTION_ALONE
-    return not refusal.dead
 
 
 def take_over(
@@ -105,6 +102,65 @@ def take_over(
         apart.isolate(sslobj)
     release(source)
     return layer
+
+
+# ---- where less than everything will do --------------------------------------------------------
+
+
+def as_far_as_possible(
+    source: ssl.SSLSocket, attempt: Callable[[bool], Made], *, alone: bool
+) -> tuple[Made | None, Refusal | None]:
+    """Have ``attempt(rx)`` switch a connection, with ``alone`` at least the sending half.
+
+    ``attempt`` raises as ``pyktls.offload`` does.  Returns what it made, and why not everything:
+    (made, None), (made, refusal) where only sending was switched, or (None, refusal).
+    """
+    try:
+        _check_plans(source)
+    except HandoffRefused as e:
+        return None, e
+    made, refusal = _outcome(attempt, rx=True)
+    if refusal is None or not (alone and _may_send_alone(refusal)):
+        return made, refusal
+    made, second = _outcome(attempt, rx=False)
+    return made, second if second is not None and is_dead(second) else refusal
+
+
+def is_dead(refusal: Refusal) -> bool:
+    """Whether the connection can only be closed after that."""
+    return isinstance(refusal, HandoffRefused) and refusal.dead
+
+
+def _outcome(
+    attempt: Callable[[bool], Made], *, rx: bool
+) -> tuple[Made, None] | tuple[None, Refusal]:
+    try:
+        return attempt(rx), None
+    except (HandoffRefused, Unavailable) as e:
+        return None, e
+    except OSError as e:  # of a system call that came before the first key
+        refusal = HandoffRefused(f"the kernel refused: {e}")
+        refusal.__cause__ = e
+        return None, refusal
+
+
+def _may_send_alone(refusal: Refusal) -> bool:
+    """Whether, after that refusal, it is worth trying to have the kernel send and not receive."""
+    if isinstance(refusal, Unavailable):
+        return system.ONE_DIRECTION_ALONE
+    return not refusal.dead
+
+
+def _check_plans(sock: ssl.SSLSocket) -> None:
+    """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
+    if sock.context.post_handshake_auth and sock.version() == "TLSv1.3":
+        raise HandoffRefused(
+            "the context allows client authentication after the handshake, which only OpenSSL "
+            "can do; set post_handshake_auth = False on it if that is not needed"
+        )
+
+
+# ---- the parts of a switch ---------------------------------------------------------------------
 
 
 def _tickets(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import io
 import socket
 import ssl
@@ -16,23 +15,21 @@ from pyktls import aio
 from pyktls.aio.transport import KTLSTransport
 from pyktls.protocol import ALERT, APPLICATION_DATA, FATAL, INTERNAL_ERROR
 from support import tls
-from support.aio import KERNEL, Ground, closed, in_thread, plain_client, port_of
+from support.aio import (
+    KERNEL,
+    LOOPS,
+    Ground,
+    closed,
+    in_thread,
+    plain_client,
+    port_of,
+    stop,
+)
 from support.aio_suite import *  # noqa: F403
-from support.aio_suite import MiB, Recorder, big_file, echo, pair, pattern  # noqa: F401
+from support.aio_suite import MiB, Recorder, big_file, echo, pair, pattern, take_little  # noqa: F401
 from support.kernel import Wire, kernel_can_rekey
 
-LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
 NO_KERNEL_HAS = "ECDHE-ECDSA-AES128-CCM8"  # eight bytes of tag
-
-
-@pytest.fixture(params=[tls.TLS_1_2, tls.TLS_1_3], ids=["TLS1.2", "TLS1.3"])
-def version(request):
-    return request.param
-
-
-@pytest.fixture(params=LOOPS)
-def loop_name(request):
-    return request.param
 
 
 # All of it on asyncio's loop, and with TLS 1.3 on uvloop too; tests/unit and tests/freebsd have the
@@ -212,10 +209,7 @@ def test_closing_while_the_loop_sends_a_file(asyncio_ground, big_file, how):  # 
 
     async def main():
         async with pair(asyncio_ground, ssl_shutdown_timeout=0.7) as (near, far):
-            far.transport.pause_reading()
-            near.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
-            )
+            take_little(near, far)
             with big_file.open("rb") as file:
                 loop = asyncio.get_running_loop()
                 sending = asyncio.create_task(loop.sendfile(near.transport, file))
@@ -246,10 +240,7 @@ def test_uvloop_has_no_sendfile_of_its_own(version, monkeypatch, big_file):  # n
 def test_nothing_is_written_into_a_file(own_ground, big_file):  # noqa: F811
     async def main():
         async with pair(own_ground) as (near, far):
-            far.transport.pause_reading()
-            near.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
-            )
+            take_little(near, far)
             with big_file.open("rb") as file:
                 sending = asyncio.create_task(aio.sendfile(near.transport, file))
                 await asyncio.sleep(0.1)
@@ -398,8 +389,7 @@ def test_a_fatal_alert(ground):
         error = await lost
         assert isinstance(error, pyktls.TLSAlert)
         assert error.name == "internal_error"
-        server.close()
-        await server.wait_closed()
+        await stop(server)
 
     ground.run(main)
 

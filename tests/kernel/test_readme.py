@@ -76,24 +76,29 @@ def test_the_example_serves_a_file(tmp_path: pathlib.Path) -> None:
     assert "tx=<Mode.SOFTWARE: 'software'>" in output
 
 
-def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
+def serve_once(tmp_path: pathlib.Path, code: str, port_in_it: str) -> tuple[bytes, str]:
+    """What a client gets from a server that goes on and on, and the first line that it prints."""
     authority, port = prepare(tmp_path)
-    code = example("pyktls.wrap_context", "sendfile")
-    assert "4434" in code
+    assert port_in_it in code
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", code.replace("4434", str(port))],
+        [sys.executable, "-u", "-c", code.replace(port_in_it, str(port))],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # the server's log
+        stderr=subprocess.DEVNULL,  # a server's log
         text=True,
     )
     try:
         received = fetch(authority, port, unwrap=False)
         assert process.stdout is not None
-        said = process.stdout.readline()
+        return received, process.stdout.readline()
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
+    code = example("pyktls.wrap_context", "sendfile")
+    received, said = serve_once(tmp_path, code, "4434")
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 OK\r\n")
     assert body == CONTENT
@@ -101,22 +106,7 @@ def test_the_drop_in_example(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_asyncio_example(tmp_path: pathlib.Path) -> None:
-    authority, port = prepare(tmp_path)
-    code = example("aio.start_server")
-    assert "4435" in code
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", code.replace("4435", str(port))],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        received = fetch(authority, port, unwrap=False)
-        assert process.stdout is not None
-        said = process.stdout.readline()
-    finally:
-        process.kill()
-        process.communicate()
+    received, said = serve_once(tmp_path, example("aio.start_server"), "4435")
     assert received == b"HTTP/1.0 200 OK\r\n\r\n" + CONTENT
     assert "tx=<Mode.SOFTWARE: 'software'>, rx=<Mode.SOFTWARE: 'software'>" in said
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import os
 import pathlib
 import warnings
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 
     import pytest
 
+
 TIMEOUT = 60.0
 # The loop's debug mode, but not in an emulated machine, where it takes too long.
 DEBUG = "PYKTLS_LAB" not in os.environ
 KERNEL = "kernel"
 OPENSSL = "openssl"  # which goes on behind a KTLSTransport
 ASYNCIO = "asyncio"  # its own TLS
+
+LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
 
 
 def descriptors() -> set[str]:
@@ -139,9 +143,7 @@ class Ground:
         try:
             yield server
         finally:
-            server.close()
-            async with asyncio.timeout(TIMEOUT):
-                await server.wait_closed()
+            await stop(server)
 
     async def connect(
         self, port: int, context: ssl.SSLContext, **keywords: Any
@@ -150,6 +152,12 @@ class Ground:
         return await aio.open_connection(
             "127.0.0.1", port, ssl=context, **{**self.required, **keywords}
         )
+
+
+async def stop(server: asyncio.AbstractServer) -> None:
+    server.close()
+    async with asyncio.timeout(TIMEOUT):
+        await server.wait_closed()
 
 
 def port_of(server: asyncio.AbstractServer) -> int:

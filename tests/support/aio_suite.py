@@ -27,9 +27,19 @@ import pyktls
 from pyktls import aio
 
 from . import tls
-from .aio import KERNEL, Ground, closed, descriptors, in_thread, plain_client, port_of
+from .aio import KERNEL, LOOPS, Ground, closed, descriptors, in_thread, plain_client, port_of, stop
 
 MiB = 1 << 20
+
+
+@pytest.fixture(params=[tls.TLS_1_2, tls.TLS_1_3], ids=["TLS1.2", "TLS1.3"])
+def version(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=LOOPS)
+def loop_name(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
 def pattern(size: int, seed: int = 1) -> bytes:
@@ -264,8 +274,13 @@ async def pair(ground: Ground, factory=Recorder, **keywords):
             if isinstance(one, Recorder) and one.transport is not None:
                 one.transport.abort()
                 await one.lost
-        server.close()
-        await server.wait_closed()
+        await stop(server)
+
+
+def take_little(near: Recorder, far: Recorder) -> None:
+    """So that a large file from near to far is not sent at once."""
+    far.transport.pause_reading()
+    near.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
 
 
 def test_the_life_of_a_protocol(own_ground):
@@ -620,8 +635,7 @@ def test_a_factory_that_fails(own_ground):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.transport.abort()
-        server.close()
-        await server.wait_closed()
+        await stop(server)
         assert all("no protocol" in str(c.get("exception")) for c in own_ground.unexpected)
         own_ground.unexpected.clear()
         async with own_ground.server(echo, server_context) as other:
@@ -786,8 +800,7 @@ def test_sockets_that_were_made_before(ground):
         writer.write(b"made before")
         assert await reader.readexactly(11) == b"made before"
         await closed(writer)
-        server.close()
-        await server.wait_closed()
+        await stop(server)
 
     ground.run(main)
 
@@ -860,8 +873,7 @@ def test_without_tls_it_is_asyncios(ground):
         assert await reader.readexactly(5) == b"plain"
         assert writer.get_extra_info("sslcontext") is None
         await closed(writer)
-        server.close()
-        await server.wait_closed()
+        await stop(server)
 
     ground.run(main)
 
@@ -951,10 +963,7 @@ def test_a_file_that_becomes_shorter(ground):
 def test_sendfile_to_one_who_goes_away(ground, big_file):
     async def main():
         async with pair(ground) as (near, far):
-            far.transport.pause_reading()
-            near.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
-            )
+            take_little(near, far)
             with big_file.open("rb") as file:
                 sending = asyncio.create_task(aio.sendfile(near.transport, file))
                 await asyncio.sleep(0.1)
@@ -969,10 +978,7 @@ def test_sendfile_to_one_who_goes_away(ground, big_file):
 def test_closing_ends_a_file(ground, big_file):
     async def main():
         async with pair(ground, ssl_shutdown_timeout=1.0) as (near, far):
-            far.transport.pause_reading()
-            near.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
-            )
+            take_little(near, far)
             with big_file.open("rb") as file:
                 sending = asyncio.create_task(aio.sendfile(near.transport, file))
                 await asyncio.sleep(0.1)
@@ -989,10 +995,7 @@ def test_a_file_that_is_given_up(own_ground, big_file):
 
     async def main():
         async with pair(own_ground) as (near, far):
-            far.transport.pause_reading()
-            near.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
-            )
+            take_little(near, far)
             data = big_file.read_bytes()
             with big_file.open("rb") as file:
                 sending = asyncio.create_task(aio.sendfile(near.transport, file))
@@ -1156,8 +1159,7 @@ def test_starttls(ground, answer):
         secure.close()
         assert await near.lost is None
         await protocols[0].lost
-        server.close()
-        await server.wait_closed()
+        await stop(server)
 
     ground.run(main)
 
@@ -1183,8 +1185,7 @@ def test_starttls_of_streams(ground):
         writer.write(data)
         assert await reader.readexactly(len(data)) == data
         await closed(writer)
-        server.close()
-        await server.wait_closed()
+        await stop(server)
 
     ground.run(main)
 
@@ -1210,8 +1211,7 @@ def test_starttls_that_fails(ground):
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await protocols[0].upgrade
         await protocols[0].lost
-        server.close()
-        await server.wait_closed()
+        await stop(server)
         ground.unexpected.clear()
 
     ground.run(main)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls.errors import HandoffRefused, InvalidType, InvalidValue
 
+from .futures import settle
 from .handshake import (
     HANDSHAKE_TIMEOUT,
     SHUTDOWN_TIMEOUT,
@@ -26,9 +27,18 @@ if TYPE_CHECKING:
 
     P = TypeVar("P", bound=asyncio.BaseProtocol)
 
-__all__ = ["StreamWriter", "begin", "create_connection", "open_connection", "start_tls", "timeouts"]
+__all__ = [
+    "STREAM_LIMIT",
+    "StreamWriter",
+    "begin",
+    "create_connection",
+    "duplicate",
+    "open_connection",
+    "start_tls",
+    "timeouts",
+]
 
-_LIMIT = 1 << 16  # as asyncio's streams
+STREAM_LIMIT = 1 << 16  # as asyncio's streams
 
 
 def timeouts(tls: object, handshake: float | None, shutdown: float | None) -> tuple[float, float]:
@@ -137,7 +147,7 @@ async def open_connection(
     host: str | None = None,
     port: int | None = None,
     *,
-    limit: int = _LIMIT,
+    limit: int = STREAM_LIMIT,
     **keywords: Any,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """As asyncio.open_connection, with TLS in the kernel where it can be.
@@ -292,9 +302,8 @@ class _Taker(asyncio.Protocol):
         return self._sock
 
 
-def take_socket(transport: Any) -> socket.socket:
-    """The socket of a plain connection, away from its transport."""
-    old = transport.get_extra_info("socket")
+def duplicate(old: Any) -> socket.socket:
+    """Another descriptor of a socket that a loop has, for one who reads and writes himself."""
     fd = os.dup(old.fileno())
     try:
         sock = socket.socket(old.family, old.type, old.proto, fileno=fd)
@@ -302,6 +311,12 @@ def take_socket(transport: Any) -> socket.socket:
         os.close(fd)
         raise
     sock.setblocking(False)
+    return sock
+
+
+def take_socket(transport: Any) -> socket.socket:
+    """The socket of a plain connection, away from its transport."""
+    sock = duplicate(transport.get_extra_info("socket"))
     transport.set_protocol(_Nobody())
     transport.abort()  # closes the other descriptor; nothing goes over the connection
     return sock
@@ -347,8 +362,7 @@ class _Flow(asyncio.Protocol):
     def resume_writing(self) -> None:
         if not self._paused_here:
             self._protocol.resume_writing()
-        if not self._empty.done():
-            self._empty.set_result(None)
+        settle(self._empty)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._empty.done():

@@ -139,7 +139,8 @@ class KernelEnd:
                 data, record_type, _ = layer.incoming.recv(
                     layer.fd, _PIECE, socket.MSG_DONTWAIT, _records.Deadline(NO_WAIT)
                 )
-                if record_type == ALERT or not (data or record_type != _records.NO_RECORD_TYPE):
+                ended = not data and record_type == _records.NO_RECORD_TYPE
+                if ended or record_type == ALERT:
                     return True
         except (BlockingIOError, InterruptedError):
             return False

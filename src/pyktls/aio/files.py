@@ -6,8 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from pyktls import arguments
 from pyktls.errors import InvalidType, InvalidValue
+from pyktls.file_transfer import check_file
 
 from .transport import KTLSTransport
 
@@ -42,7 +42,7 @@ async def sendfile(
     way: Any = transport.transport if isinstance(transport, asyncio.StreamWriter) else transport
     if not all(hasattr(way, name) for name in ("write", "is_closing", "get_protocol")):
         raise InvalidType(f"a transport or a StreamWriter is needed, not {type(way).__name__}")
-    _check_file(file, offset, count)
+    check_file(file, offset, count)
     if way.is_closing():
         raise RuntimeError("Transport is closing")
     if isinstance(way, KTLSTransport):
@@ -62,16 +62,6 @@ async def sendfile(
     if not fallback:
         raise RuntimeError("sendfile(2) cannot be used here, and there is to be no fallback")
     return await _read_and_write(way, file, offset, count)
-
-
-def _check_file(file: Any, offset: int, count: int | None) -> None:
-    arguments.count("offset", offset)
-    if count is not None:
-        arguments.count("count", count, lowest=1)
-    if "b" not in getattr(file, "mode", "b"):
-        raise InvalidValue("the file must be opened in binary mode")
-    if not hasattr(file, "read"):
-        raise InvalidType(f"a file is needed, not {type(file).__name__}")
 
 
 def _size(file: Any) -> int:

@@ -8,7 +8,6 @@ own TLS reads ahead into memory).  Then the keys go to the kernel.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import TYPE_CHECKING
@@ -17,10 +16,11 @@ from pyktls.errors import HandoffRefused, InvalidType, Unavailable
 from pyktls.handoff import watch
 from pyktls.offloading import offload
 from pyktls.probe import kernel_has_none
-from pyktls.ssl_sockets import SSLSocket, check_plans
-from pyktls.takeover import may_send_alone
+from pyktls.ssl_sockets import SSLSocket, WatchedSocket
+from pyktls.takeover import as_far_as_possible, is_dead
 
 from .ends import KernelEnd, OpenSSLEnd
+from .futures import settle
 from .tls_object import TLSObject
 
 if TYPE_CHECKING:
@@ -28,27 +28,17 @@ if TYPE_CHECKING:
 
     from .ends import End
 
-__all__ = ["HANDSHAKE_TIMEOUT", "SHUTDOWN_TIMEOUT", "connect_tls", "is_for_kernel"]
+__all__ = [
+    "HANDSHAKE_TIMEOUT",
+    "SHUTDOWN_TIMEOUT",
+    "connect_tls",
+    "is_for_kernel",
+    "requires_kernel",
+]
 
 # As asyncio's, in seconds.
 HANDSHAKE_TIMEOUT = 60.0
 SHUTDOWN_TIMEOUT = 30.0
-
-
-class _HandshakeSocket(ssl.SSLSocket):
-    """An SSLSocket for the time of the handshake."""
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """The context.  One that an sni_callback sets is watched from then on."""
-        return self._context
-
-    @context.setter
-    def context(self, value: ssl.SSLContext) -> None:
-        with contextlib.suppress(HandoffRefused, Unavailable):  # the switch will say it
-            watch(value)
-        self._context = value
-        self._sslobj.context = value  # type: ignore[attr-defined]
 
 
 def is_for_kernel(context: ssl.SSLContext, *, require: bool) -> bool:
@@ -91,7 +81,7 @@ async def connect_tls(
         # Small writes go out at once, as with asyncio's own transports.
         sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         # Not context.wrap_socket: the class that wrap_context sets would make the switch itself.
-        tls = _HandshakeSocket._create(  # type: ignore[attr-defined]  # noqa: SLF001
+        tls = WatchedSocket._create(  # type: ignore[attr-defined]  # noqa: SLF001
             sock=sock,
             server_side=server_side,
             do_handshake_on_connect=False,
@@ -130,40 +120,23 @@ async def _shake_hands(loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket) -> N
         else:
             return
         ready = loop.create_future()
-        add(fd, _set, ready)
+        add(fd, settle, ready)
         try:
             await ready
         finally:
             remove(fd)
 
 
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 def _switch(tls: ssl.SSLSocket, *, require: bool) -> tuple[End, TLSObject]:
     """Give the connection to the kernel, as far as it takes it."""
     about = TLSObject(tls)
-    refusal: HandoffRefused | Unavailable | None = None
-    for rx in (True, False):
-        try:
-            check_plans(tls)
-            sock = offload(tls, rx=rx)
-        except (HandoffRefused, Unavailable) as e:
-            refusal = refusal or e
-            if require or (isinstance(e, HandoffRefused) and e.dead):
-                raise
-            if rx and not may_send_alone(e):
-                break
-        except OSError as e:  # of a system call that came before the first key
-            refusal = refusal or HandoffRefused(f"the kernel refused: {e}")
-            refusal.__cause__ = e
-            if require:
-                raise refusal from e
-        else:
-            about.carried_by(sock)
-            return KernelEnd(sock, refusal), about
+    sock, refusal = as_far_as_possible(tls, lambda rx: offload(tls, rx=rx), alone=not require)
+    if sock is not None:
+        about.carried_by(sock)
+        return KernelEnd(sock, refusal), about
+    assert refusal is not None  # noqa: S101  (for mypy)
+    if require or is_dead(refusal):
+        raise refusal
     return OpenSSLEnd(tls, refusal), about
 
 

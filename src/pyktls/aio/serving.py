@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import socket
 import ssl as ssl_module
 import weakref
 from asyncio import trsock
@@ -13,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pyktls.errors import InvalidType, InvalidValue
 
-from .connecting import StreamWriter, begin, timeouts
+from .connecting import STREAM_LIMIT, StreamWriter, begin, duplicate, timeouts
+from .futures import settle
 from .handshake import connect_tls, is_for_kernel, requires_kernel
 from .transport import KTLSTransport
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable, Sequence
     from ssl import SSLContext
 
 __all__ = ["Server", "create_server", "start_server"]
 
-_LIMIT = 1 << 16  # as asyncio's streams
 # What accept(2) says when the process or the system has come to its limits, and for how many
 # seconds it is then left alone.
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -85,7 +84,7 @@ class Server(asyncio.AbstractServer):
         """The listening sockets; none once it is closed."""
         return tuple(map(trsock.TransportSocket, self._sockets or ()))
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Accept connections from now on."""
         if self._serving:
             return
@@ -98,7 +97,7 @@ class Server(asyncio.AbstractServer):
 
     async def start_serving(self) -> None:
         """Accept connections from now on."""
-        self.begin()
+        self._begin()
         await asyncio.sleep(0)
 
     async def serve_forever(self) -> None:
@@ -107,7 +106,7 @@ class Server(asyncio.AbstractServer):
             raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
         if self._sockets is None:
             raise RuntimeError(f"server {self!r} is closed")
-        self.begin()
+        self._begin()
         self._forever = self._loop.create_future()
         try:
             await self._forever
@@ -244,8 +243,7 @@ class Server(asyncio.AbstractServer):
             return
         waiters, self._closed_waiters = self._closed_waiters, []
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            settle(waiter)
 
     async def wait_closed(self) -> None:
         """Wait until it is closed and all connections are."""
@@ -340,14 +338,7 @@ async def _bind(
     sockets: list[socket.socket] = []
     try:
         for old in made.sockets:
-            fd = os.dup(old.fileno())
-            try:
-                sock = socket.socket(old.family, old.type, old.proto, fileno=fd)
-            except BaseException:
-                os.close(fd)
-                raise
-            sock.setblocking(False)
-            sockets.append(sock)
+            sockets.append(duplicate(old))  # noqa: PERF401  (what there is, is closed)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -364,7 +355,7 @@ async def start_server(
     host: str | Sequence[str] | None = None,
     port: int | None = None,
     *,
-    limit: int = _LIMIT,
+    limit: int = STREAM_LIMIT,
     **keywords: Any,
 ) -> asyncio.AbstractServer:
     """As asyncio.start_server, with TLS in the kernel where it can be.

@@ -36,6 +36,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls.errors import Error, InvalidType
 
+from .futures import settle
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping
 
@@ -115,7 +117,6 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
 
     # Of asyncio's base class, for which there are no types.
     _loop: Any
-    _extra: dict[str, Any]
     _maybe_pause_protocol: Callable[[], None]
     _maybe_resume_protocol: Callable[[], None]
 
@@ -174,8 +175,6 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As asyncio's TLS transport; see the class."""
-        if name in self._extra:
-            return self._extra[name]
         ask = _EXTRA.get(name)
         found = None if ask is None else ask(self)
         return default if found is None else found
@@ -502,8 +501,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         self._closing = True
         self._stop_reading()
         self._shutdown_timer = self._loop.call_later(self._shutdown_timeout, self._too_slow)
-        if self._file_waiter is not None and not self._file_waiter.done():
-            self._file_waiter.set_result(None)
+        settle(self._file_waiter)
         if not self._buffer and self._empty_waiter is None:
             self._finish()
 
@@ -581,8 +579,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             self._error_after_file = error or ConnectionAbortedError("the transport was aborted")
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(self._end.sock, socket.SHUT_RDWR)
-            if self._file_waiter is not None and not self._file_waiter.done():
-                self._file_waiter.set_result(None)
+            settle(self._file_waiter)
             return
         if waiter is not None:
             waiter.set_exception(error or ConnectionAbortedError("the transport was aborted"))
@@ -723,18 +720,13 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     async def _until_writable(self) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._file_waiter = waiter
-        self._loop.add_writer(self._fd, _set, waiter)
+        self._loop.add_writer(self._fd, settle, waiter)
         try:
             await waiter
         finally:
             self._file_waiter = None
             if self._end is not None:
                 self._loop.remove_writer(self._fd)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def _address(ask: Callable[[], Any]) -> Any:

@@ -22,6 +22,7 @@ from pyktls import __version__, linux
 from pyktls.ciphers import AEADS
 from pyktls.errors import Error, Unavailable
 from pyktls.handoff import watch
+from pyktls.selfsigned import request_command
 from pyktls.socket_calls import loopback_pair
 
 from .steps import MIB, NAME, SERVED, VERSIONS, Setting
@@ -141,19 +142,7 @@ def first_line(command: list[str]) -> str:
 
 def make_certificate(openssl: str, place: pathlib.Path) -> None:
     """A key and a self-signed certificate for localhost, with a configuration of our own."""
-    config = place / "req.cnf"
-    config.write_text(
-        "[req]\nprompt = no\ndistinguished_name = name\nx509_extensions = extensions\n"
-        f"[name]\nCN = {NAME}\n"
-        f"[extensions]\nsubjectAltName = DNS:{NAME}, IP:127.0.0.1\n"
-        "basicConstraints = critical, CA:true\n",
-        encoding="ascii",
-    )
-    command = [
-        openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-        "-sha256", "-days", "2", "-config", str(config),
-        "-keyout", str(place / "key.pem"), "-out", str(place / "cert.pem"),
-    ]  # fmt: skip
+    command = request_command(openssl, place, (NAME, "127.0.0.1"), 2)
     try:
         made = run_tool(command)
     except subprocess.TimeoutExpired:

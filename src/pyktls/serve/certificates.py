@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 
 from pyktls.errors import Unavailable
+from pyktls.selfsigned import is_address, request_command
 
 __all__ = ["load_selfsigned", "names_of_this_host"]
 
@@ -48,7 +49,7 @@ def load_selfsigned(context: ssl.SSLContext) -> str:
         try:
             _make_with_cryptography(certificate, key, names)
         except ImportError:
-            _make_with_openssl(certificate, key, names)
+            _make_with_openssl(place, names)
         context.load_cert_chain(certificate, key)
         der = ssl.PEM_cert_to_DER_cert(certificate.read_text("ascii"))
     return hashlib.sha256(der).hexdigest()
@@ -74,7 +75,7 @@ def _make_with_cryptography(certificate: pathlib.Path, key: pathlib.Path, names:
         .add_extension(
             x509.SubjectAlternativeName(
                 [
-                    x509.IPAddress(ipaddress.ip_address(n)) if _is_address(n) else x509.DNSName(n)
+                    x509.IPAddress(ipaddress.ip_address(n)) if is_address(n) else x509.DNSName(n)
                     for n in names
                 ]
             ),
@@ -93,7 +94,7 @@ def _make_with_cryptography(certificate: pathlib.Path, key: pathlib.Path, names:
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
 
-def _make_with_openssl(certificate: pathlib.Path, key: pathlib.Path, names: list[str]) -> None:
+def _make_with_openssl(place: pathlib.Path, names: list[str]) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
         raise Unavailable(
@@ -101,20 +102,7 @@ def _make_with_openssl(certificate: pathlib.Path, key: pathlib.Path, names: list
             "is there",
             remedy="install one of them, or give --cert and --key",
         )
-    config = certificate.with_name("req.cnf")
-    alternatives = ", ".join(f"{'IP' if _is_address(n) else 'DNS'}:{n}" for n in names)
-    config.write_text(
-        "[req]\nprompt = no\ndistinguished_name = name\nx509_extensions = extensions\n"
-        f"[name]\nCN = {names[0]}\n"
-        f"[extensions]\nsubjectAltName = {alternatives}\n"
-        "basicConstraints = critical, CA:true, pathlen:0\n",
-        encoding="ascii",
-    )
-    command = [
-        openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-        "-sha256", "-days", str(DAYS), "-config", str(config),
-        "-keyout", str(key), "-out", str(certificate),
-    ]  # fmt: skip
+    command = request_command(openssl, place, names, DAYS)
     try:
         subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
@@ -127,11 +115,3 @@ def _make_with_openssl(certificate: pathlib.Path, key: pathlib.Path, names: list
         ) from None
     except (OSError, subprocess.TimeoutExpired) as e:
         raise Unavailable(f"`openssl req` made no certificate: {e}") from None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -1,0 +1,84 @@
+"""What is tried, and what is told, where a connection can be switched only in part."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from pyktls import HandoffRefused, Unavailable, takeover
+
+PEER = types.SimpleNamespace(
+    context=types.SimpleNamespace(post_handshake_auth=False), version=lambda: "TLSv1.3"
+)
+
+
+def dead():
+    error = HandoffRefused("dead")
+    error.dead = True
+    return error
+
+
+def tried(both, sending, *, alone=True, peer=PEER):
+    """(made, refusal, attempts) where each attempt gives that, or raises it."""
+    attempts = []
+
+    def attempt(rx):
+        attempts.append(rx)
+        outcome = both if rx else sending
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return *takeover.as_far_as_possible(peer, attempt, alone=alone), attempts
+
+
+def test_everything():
+    assert tried("both", "sending") == ("both", None, [True])
+
+
+def test_sending_alone():
+    refusal = HandoffRefused("in the middle of a record")
+    assert tried(refusal, "sending") == ("sending", refusal, [True, False])
+    assert tried(refusal, "sending", alone=False) == (None, refusal, [True])
+
+
+@pytest.mark.parametrize("possible", [False, True])
+def test_a_kernel_that_cannot_receive(monkeypatch, possible):
+    monkeypatch.setattr(takeover.system, "ONE_DIRECTION_ALONE", possible)
+    refusal = Unavailable("not this cipher")
+    expected = ("sending", refusal, [True, False]) if possible else (None, refusal, [True])
+    assert tried(refusal, "sending") == expected
+
+
+def test_neither():
+    first, second = HandoffRefused("first"), Unavailable("second")
+    assert tried(first, second) == (None, first, [True, False])
+
+
+def test_a_connection_that_is_dead():
+    first, last = HandoffRefused("first"), dead()
+    assert tried(last, "sending") == (None, last, [True])
+    assert tried(first, last) == (None, last, [True, False])
+    assert takeover.is_dead(last)
+    assert not takeover.is_dead(first)
+
+
+def test_a_system_call_that_fails():
+    error = OSError(5, "setsockopt: I/O error")
+    _, refusal, attempts = tried(error, error)
+    assert type(refusal) is HandoffRefused
+    assert refusal.__cause__ is error
+    assert "setsockopt" in str(refusal)
+    assert attempts == [True, False]
+
+
+def test_plans_that_only_openssl_can_carry_out():
+    peer = types.SimpleNamespace(
+        context=types.SimpleNamespace(post_handshake_auth=True), version=lambda: "TLSv1.3"
+    )
+    made, refusal, attempts = tried("both", "sending", peer=peer)
+    assert (made, attempts) == (None, [])
+    assert "post_handshake_auth" in str(refusal)
+    peer.version = lambda: "TLSv1.2"
+    assert tried("both", "sending", peer=peer) == ("both", None, [True])
