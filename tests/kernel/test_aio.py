@@ -357,12 +357,15 @@ def test_changing_keys_while_a_file_is_sent(ground_1_3, big_file):  # noqa: F811
                         got += piece
                     return got
 
-            assert await in_thread(fetch) == data + data
+            got = await in_thread(fetch)
+            right = (data + data).startswith(got)
+            assert right
+            return len(got) == 2 * len(data)
 
     if kernel_can_rekey():
-        ground_1_3.run(main)
+        assert ground_1_3.run(main)
     else:  # that ends the connection, unless the server had sent everything before
-        with contextlib.suppress(ConnectionError, ssl.SSLError, AssertionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             ground_1_3.run(main)
 
 
