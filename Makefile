@@ -12,11 +12,12 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test peers pythons test-c test-freebsd abi cross test-all wheel lint format clean
+.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
 	@echo 'make test      the whole test suite, on this kernel or in the lab'
+	@echo 'make bench     what pyktls costs, beside others, counted in instructions: docs/benchmarks.md'
 	@echo 'make peers     pyktls with the TLS of others, every suite and feature: docs/peers.md'
 	@echo 'make test-c    what is in C: two compilers, sanitizers, valgrind, and no key left in memory'
 	@echo 'make test-freebsd  what concerns FreeBSD: on FreeBSD its kernel, elsewhere a fake of it'
@@ -37,6 +38,11 @@ demo:
 test:
 	$(SETUP) lab,test
 	$(PY) -m tests.run $(KERNELS) $(ARGS)
+
+# On this machine itself, with its own clock: python -m benchmarks.
+bench:
+	$(SETUP) lab,bench
+	$(PY) -m benchmarks --lab $(KERNELS) $(ARGS)
 
 # The tests have a part of it; this is all, and takes long.  ARGS="--select nginx" chooses.
 peers:
