@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 import pyktls
+from pyktls.ciphers import find_suite_by_openssl_name
 
 from . import limit, other_python
 from .ends import HOST, client_context, obey, prepare, server_context
@@ -120,7 +122,7 @@ def pair(way: str, material: dict[str, str]) -> tuple[Any, Any]:
     if way == PLAIN:
         return near, far
     if way == CLASS:
-        return through_class(near, material), through_class(far, material)
+        return through_class(near), through_class(far)
     client, server = handshaken_pair(way, material, near, far)
     return finish(way, client), finish(way, server)
 
@@ -135,19 +137,18 @@ def handshaken_pair(
         return client, server.result()
 
 
-def through_class(sock: socket.socket, material: dict[str, str]) -> pyktls.KTLSSocket:
+def through_class(sock: socket.socket) -> pyktls.KTLSSocket:
     """A plain TCP socket that thinks it is a KTLSSocket.
 
-    The session is of a connection that never had kernel TLS.  A kernel without TLS on the socket
-    tells no record type; the record layer takes such bytes for the rest of a record of data, which
-    is what FreeBSD gives, and so goes the way that it goes for all data.
+    The session has never been anybody's.  A kernel without TLS on the socket tells no record type;
+    the record layer takes such bytes for the rest of a record of data, which is what FreeBSD gives,
+    and so goes the way that it goes for all data.
     """
-    near, far = tcp_pair()
-    client, server = handshaken_pair(KTLS, material, near, far)
-    with contextlib.closing(client), contextlib.closing(server):
-        session = pyktls.extract(client)
+    suite = find_suite_by_openssl_name("TLS_AES_256_GCM_SHA384")
+    assert suite is not None  # noqa: S101
+    tx, rx = (pyktls.DirectionKeys(os.urandom(32), os.urandom(12), 0) for _ in range(2))
     timeout = sock.gettimeout()
-    through = pyktls.KTLSSocket(session, sock.detach())
+    through = pyktls.KTLSSocket(pyktls.Session(suite, pyktls.Role.CLIENT, tx, rx), sock.detach())
     through.settimeout(timeout)
     through._layer.reading_data = True  # noqa: SLF001
     return through

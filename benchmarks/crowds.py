@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import os
 import resource
 import socket
 import struct
@@ -114,7 +115,7 @@ def crowd(channel: Channel, *, way: str, material: dict[str, str], host: str, mo
             try:
                 order = channel.hear()
             except EOFError:
-                return
+                os._exit(0)  # all of them end with the process
             if order["do"] == "grow":
                 for _ in range(order["count"]):
                     tcp = prepare(listener.accept()[0])
@@ -129,7 +130,7 @@ def crowd(channel: Channel, *, way: str, material: dict[str, str], host: str, mo
 def answer(connections: list[Any]) -> None:
     room = bytearray(MESSAGE.size)
     for sock in connections:
-        with contextlib.suppress(OSError, EOFError):  # the far end counts
+        with contextlib.suppress(OSError):  # the far end counts
             receive(sock, memoryview(room), len(room))
             first, second = MESSAGE.unpack(room)
             sock.sendall(MESSAGE.pack(second, first))
@@ -147,7 +148,7 @@ def visitors(
         try:
             order = channel.hear()
         except EOFError:
-            return
+            os._exit(0)
         if order["do"] == "grow":
             for _ in range(order["count"]):
                 tcp = prepare(socket.create_connection((host, port)))
@@ -166,7 +167,7 @@ def exchange(connections: list[Any]) -> int:
     worked = 0
     room = bytearray(MESSAGE.size)
     for number, sock in enumerate(connections):
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError):
             receive(sock, memoryview(room), len(room))
             worked += MESSAGE.unpack(room) == (number, MARK ^ round_)
     return worked

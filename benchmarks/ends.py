@@ -63,7 +63,7 @@ def receive(sock: Any, view: memoryview, size: int) -> None:
     while size:
         received = sock.recv_into(view if size >= room else view[:size])
         if not received:
-            raise EOFError("the other end has closed the connection")
+            raise ConnectionAbortedError("the other end has closed the connection")
         size -= received
 
 

@@ -7,7 +7,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
-from .ends import HOST, Clock, client_context, prepare
+from .ends import HOST, TIMEOUT, Clock, client_context, prepare
 
 if TYPE_CHECKING:
     from .ends import Channel
@@ -40,7 +40,7 @@ class Client:
             except ssl.SSLWantReadError:
                 return False
             if not received:
-                raise EOFError("the server has closed the connection")
+                raise ConnectionAbortedError("the server has closed the connection")
             if self.left < 0:
                 self.header += room[:received]
                 header, end, body = self.header.partition(HEADER_END)
@@ -98,7 +98,10 @@ def fetch(clients: list[Client], request: bytes, requests: int) -> None:
             client.ask(request)
         waiting = len(clients)
         while waiting:
-            for key, _ in selector.select():
+            ready = selector.select(TIMEOUT)
+            if not ready:
+                raise TimeoutError(f"{waiting} connections wait for the server")
+            for key, _ in ready:
                 client = key.data
                 if not client.take(room):
                     continue

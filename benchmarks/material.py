@@ -43,7 +43,7 @@ class Scale:
     records: int  # of each size, at once in the buffers
     pings: int
     handshakes: int
-    requests: dict[int, int]  # connections: requests on each
+    requests: dict[int, tuple[int, int]]  # connections: requests on each, rounds
     request_size: int
     crowds: tuple[int, ...]  # connections
     imports: int
@@ -52,18 +52,18 @@ class Scale:
 
 #: One processor that counts instructions, some tens of times slower than a real one.
 LAB = Scale(
-    repeats=3, bulk=8 * MIB, records=100, pings=100, handshakes=20, imports=5, calls=5,
-    requests={1: 16, 16: 3, 128: 1}, request_size=MIB, crowds=(1_000, 10_000),
+    repeats=3, bulk=8 * MIB, records=100, pings=100, handshakes=20, imports=2, calls=5,
+    requests={1: (8, 3), 16: (2, 2), 128: (1, 2)}, request_size=MIB, crowds=(1_000, 10_000),
 )  # fmt: skip
 #: A real one.
 OWN = Scale(
     repeats=5, bulk=1024 * MIB, records=100, pings=5000, handshakes=300, imports=20, calls=15,
-    requests={1: 2048, 16: 128, 128: 16}, request_size=MIB, crowds=(1_000, 10_000),
+    requests={1: (1024, 5), 16: (64, 5), 128: (8, 5)}, request_size=MIB, crowds=(1_000, 10_000),
 )  # fmt: skip
 #: Whether anything works at all.
 SMALLEST = Scale(
     repeats=1, bulk=MIB, records=10, pings=3, handshakes=2, imports=1, calls=1,
-    requests={1: 2, 3: 1}, request_size=64 * KIB, crowds=(20, 40),
+    requests={1: (2, 1), 3: (1, 1)}, request_size=64 * KIB, crowds=(20, 40),
 )  # fmt: skip
 SCALES = {"lab": LAB, "own": OWN, "smallest": SMALLEST}
 

@@ -44,7 +44,7 @@ def find_openssl(place: str) -> tuple[list[str], str]:
     enter = 'mount --bind "$1" "$2/mnt" && shift 2 && exec "$@"'
     command = [
         *("unshare", "--mount", "sh", "-e", "-c", enter, "sh", place, release[1]),
-        *(*release, "/usr/bin/openssl"),
+        *(*release, "/usr/bin/env", f"--chdir={INSIDE}", "/usr/bin/openssl"),
     ]
     if not takes(command, "-ktls", "-sendfile"):
         raise Missing("s_server of neither OpenSSL here has -ktls and -sendfile (3.2 has)")
@@ -56,10 +56,10 @@ def s_server(host: str, port: int, place: str, chain: Path) -> Iterator[subproce
     command, inside = find_openssl(place)
     here = f"{inside}/{chain.name}"
     # Its web server takes names relative to where it is.
+    begin = ["env", f"--chdir={place}"] if inside == place else []
     with started(
         [
-            *(("env", f"--chdir={place}") if inside == place else ()),
-            *command, "s_server", "-accept", f"{host}:{port}", "-cert", here, "-key", here,
+            *begin, *command, "s_server", "-accept", f"{host}:{port}", "-cert", here, "-key", here,
             "-WWW", "-sendfile", "-ktls", "-quiet", "-http_server_binmode",
         ],
         host, port,

@@ -59,9 +59,16 @@ async def run_asyncio(
     context = server_context(material["ecdsa"])
     start_server, send = await OPENERS[kind](loop, context)
 
+    async def send_or_say(writer: asyncio.StreamWriter, file: Any, size: int) -> None:
+        try:
+            await send(writer, file, size)
+        except Missing as e:
+            channel.say(missing=str(e))
+            raise ConnectionAbortedError from e
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await answer(reader, writer, place, send)
+            await answer(reader, writer, place, send_or_say)
         writer.close()
 
     server = await start_server(connected, host, 0, ssl=context, backlog=1024)
@@ -145,7 +152,7 @@ async def open_fast_ktls(loop: Any, context: ssl.SSLContext) -> tuple[Any, Send]
 
     async def send(writer: asyncio.StreamWriter, file: Any, size: int) -> None:
         if not writer.get_extra_info("ktls_send_enabled"):
-            raise RuntimeError("aiofastnet has not switched to kernel TLS")
+            raise Missing("aiofastnet has not switched to kernel TLS")
         await library.sendfile(loop, writer.transport, file, 0, size)
 
     return start_server, send

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import select
 from typing import TYPE_CHECKING
 
 from .material import FILE_NAME, GIB
@@ -13,6 +15,9 @@ from .tables import Table
 from .usage import processor_time
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .agents import Agent
     from .material import Setting
 
 NAMES = {
@@ -62,9 +67,9 @@ def one(setting: Setting, kind: str, table: Table, both: Table) -> None:
     with setting.agents.near(
         "serve", kind=kind, host=setting.agents.host, material=setting.certificates,
         place=str(setting.place),
-    ) as server:  # fmt: skip
+    ) as server, saying_why(server):  # fmt: skip
         ready = server.hear()
-        for connections, requests in scale.requests.items():
+        for connections, (requests, rounds) in scale.requests.items():
             with setting.agents.far(
                 "load", port=ready["port"], authority=setting.certificates["authority"],
                 connections=connections, path=FILE_NAME,
@@ -73,10 +78,21 @@ def one(setting: Setting, kind: str, table: Table, both: Table) -> None:
                 # One on each for getting warm, except where each is one of very many.
                 if connections < 100:
                     clients.ask(requests=1)
-                for _ in range(scale.repeats):
+                for _ in range(rounds):
                     before = processor_time(ready["pid"])
                     done = clients.ask(requests=requests)
                     taken = processor_time(ready["pid"]) - before
                     sent = connections * requests * scale.request_size / GIB
                     table.add(NAMES[kind], named(connections), taken * 1e-9 / sent)
                     both.add(NAMES[kind], named(connections), (taken + done["cpu"]) * 1e-9 / sent)
+
+
+@contextlib.contextmanager
+def saying_why(server: Agent) -> Iterator[None]:
+    """Where the clients fail, the server may have said why."""
+    try:
+        yield
+    except RuntimeError:
+        if select.select([server.channel.sock], [], [], 0)[0]:
+            server.hear()
+        raise
