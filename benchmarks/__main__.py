@@ -44,9 +44,9 @@ MEASURES = {
     "roundtrip": roundtrip.measure,
     "serving": serving.measure,
     "handshakes": handshakes.measure,
-    "crowds": crowds.measure,
     "calls": calls.measure,
     "imports": imports.measure,
+    "crowds": crowds.measure,
 }
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run(names: list[str], scale: str, peer: str | None = None) -> Results:
-    """Measure what is named, in the order of MEASURES."""
+def run(names: list[str], scale: str, peer: str | None = None, keep: Path | None = None) -> Results:
+    """Measure what is named, in the order of MEASURES; ``keep`` gets what there is so far."""
     begin = time.monotonic()
 
     def say(text: str) -> None:
@@ -91,9 +91,11 @@ def run(names: list[str], scale: str, peer: str | None = None) -> Results:
             if name in names:
                 say(name)
                 results.tables |= {table.key: table for table in measure(setting)}
-        if {"sending", "receiving"} <= set(names):
-            insert_rates(results)
-        results.failures = setting.failures
+                results.failures = setting.failures
+                if name == "receiving" and "records-sent" in results.tables:
+                    insert_rates(results)
+                if keep is not None:
+                    keep.write_text(results.to_json(), encoding="utf-8")
     return results
 
 
@@ -118,10 +120,9 @@ def main() -> int:
     if options.far:
         agents.be_far(options.far)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    results = run(options.only or list(MEASURES), options.scale, options.peer)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(results.to_json(), encoding="utf-8")
+    results = run(options.only or list(MEASURES), options.scale, options.peer, options.json)
     if options.plot and plot.installed():
         plot.draw(results, options.plot)
     print(report.markdown(results))
