@@ -7,7 +7,7 @@ SETUP   = PYTHON=$(PYTHON) PYKTLS_VENV=$(VENV) tests/setup.sh
 # make demo KERNEL="6.12 7.3", make test KERNEL=path/to/bzImage
 KERNEL ?=
 KERNELS = $(foreach k,$(KERNEL),--kernel $(k))
-C_FILES = $(wildcard csrc/*.c)
+C_FILES = $(wildcard csrc/*.c) benchmarks/limit.c
 C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h

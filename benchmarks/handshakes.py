@@ -14,6 +14,7 @@ from pyktls import offloading, takeover
 from . import connections
 from .connections import KTLS, SSL, finish, make_context, shake_hands
 from .ends import Clock, prepare
+from .material import certificates
 from .subjects import attempt
 from .tables import Table
 
@@ -69,7 +70,8 @@ def measure(setting: Setting) -> list[Table]:
 def one(setting: Setting, name: str, role: str, kind: str, table: Table) -> None:
     count = setting.scale.handshakes
     other = "client" if role == "server" else "server"
-    common = {"kind": kind, "material": setting.certificates, "host": setting.agents.host}
+    material = setting.certificates if kind == "ecdsa" else certificates(kind)
+    common = {"kind": kind, "material": material, "host": setting.agents.host}
     with setting.agents.near("handshakes", side="near", role=role, **common) as near:
         port = near.hear()["port"]
         del common["host"]

@@ -33,7 +33,9 @@ def build(place: Path) -> str:
     if compiler is None:
         return ""
     program = place / "limit"
-    subprocess.run([compiler, "-O2", "-o", program, SOURCE], check=True)
+    subprocess.run(
+        [compiler, "-std=c11", "-D_GNU_SOURCE", "-O2", "-o", program, SOURCE], check=True
+    )
     return str(program)
 
 

@@ -17,20 +17,19 @@ if TYPE_CHECKING:
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 FILE_NAME = "file"
+KINDS = {"ecdsa": trustme.KeyType.ECDSA, "rsa": trustme.KeyType.RSA}
 
 
-def certificates() -> dict[str, str]:
-    """A CA's certificate, and a server's key and chain of each kind, as texts of PEM."""
+def certificates(kind: str = "ecdsa") -> dict[str, str]:
+    """A CA's certificate, and a server's key and chain of one kind, as texts of PEM.
+
+    A key for RSA takes long to find where instructions are counted: only who needs one has one.
+    """
     authority = trustme.CA()
-
-    def chain(kind: trustme.KeyType) -> str:
-        certificate = authority.issue_cert(HOST, key_type=kind)
-        return certificate.private_key_and_cert_chain_pem.bytes().decode()
-
+    certificate = authority.issue_cert(HOST, key_type=KINDS[kind])
     return {
         "authority": authority.cert_pem.bytes().decode(),
-        "ecdsa": chain(trustme.KeyType.ECDSA),
-        "rsa": chain(trustme.KeyType.RSA),
+        kind: certificate.private_key_and_cert_chain_pem.bytes().decode(),
     }
 
 

@@ -39,13 +39,14 @@ KERNELS = ("6.1", "6.12", "7.3")
 WITHOUT_TLS = "6.12-notls"
 DEFECTIVE = "6.1-main"
 HOST = "this machine"
-# Arguments thrown at random, of which tests/unit has many more; CPython's own tests of ssl; what a
-# process may do, by its privileges; the demo, which `make demo` runs on each kernel.
+# Arguments thrown at random, of which tests/unit has many more; the benchmarks; CPython's own tests
+# of ssl; what a process may do, by its privileges; the demo, which `make demo` runs on each kernel.
 ON_ONE_KERNEL = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
         "asyncio_recipes",
         "bad_input",
+        "benchmarks",
         "cpython_ssl",
         "demo",
         "module_loading",
