@@ -82,7 +82,7 @@ class Agent:
 
 def end(pid: int) -> None:
     """Wait for a child that has lost its channel; kill it if it does not mind."""
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + TIMEOUT / 20
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
         if time.monotonic() > limit:
             os.kill(pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import ssl
 import sys
@@ -15,7 +16,10 @@ import tempfile
 import time
 from typing import Any, Self
 
-TIMEOUT = 600.0
+#: Set where time counts instructions.  There a machine that waits for a disk has nothing to count,
+#: and its clock leaps to the next timer: a timeout would come long before its time.
+COUNTED = "PYKTLS_BENCH_COUNTED"
+TIMEOUT = 1e6 if COUNTED in os.environ else 600.0
 HOST = "localhost"
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pyktls
 
+from .ends import COUNTED
+
 #: What decides how fast AES-GCM and X25519 are.
 FLAGS = (
     *("aes", "vaes", "pclmulqdq", "vpclmulqdq", "avx", "avx2", "avx512f", "adx", "bmi2", "sha_ni"),
     *("asimd", "pmull", "sha2"),
 )
-COUNTED = "PYKTLS_BENCH_COUNTED"
 
 
 def describe() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyktls
 
+from .ends import TIMEOUT
 from .other_python import in_release
 from .tables import Missing
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 S_SERVER = "`openssl s_server -ktls -sendfile`"
 SERVE = "`pyktls serve`"
-START = 120.0
 #: Where the release's files have an empty directory for our own.
 INSIDE = "/mnt"
 
@@ -92,7 +92,7 @@ def started(command: list[str], host: str, port: int) -> Iterator[subprocess.Pop
 
 def wait_for_port(process: subprocess.Popen[bytes], host: str, port: int) -> None:
     """Wait until somebody listens, without connecting: s_server would begin a handshake."""
-    limit = time.monotonic() + START
+    limit = time.monotonic() + TIMEOUT
     wanted = f":{port:04X}"
     while not any(
         fields[1].endswith(wanted) and fields[3] == "0A"
