@@ -47,10 +47,15 @@ def make_context(way: str, role: str, material: dict[str, str], kind: str = "ecd
     return context
 
 
-def shake_hands(context: ssl.SSLContext, role: str, sock: socket.socket) -> ssl.SSLSocket:
+def shake_hands(
+    context: ssl.SSLContext,
+    role: str,
+    sock: socket.socket,
+    session: ssl.SSLSession | None = None,
+) -> ssl.SSLSocket:
     if role == "server":
         return context.wrap_socket(sock, server_side=True)
-    return context.wrap_socket(sock, server_hostname=HOST)
+    return context.wrap_socket(sock, server_hostname=HOST, session=session)
 
 
 def finish(way: str, sock: Any) -> Any:
