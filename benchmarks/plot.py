@@ -69,7 +69,7 @@ def panel(place: Any, title: str, found: list[tuple[str, float]]) -> None:
     values = [value for _, value in found]
     colours = [OURS if "pyktls" in name else OTHERS for name in names]
     drawn = place.barh(names, values, color=colours)
-    digits = 2 if max(values) < 10 else 0
+    digits = 2 if max(values) < 100 else 0
     place.bar_label(drawn, [f" {value:,.{digits}f}" for value in values])
     place.invert_yaxis()
     place.set_title(title, loc="left", fontsize=9)
