@@ -60,7 +60,7 @@ SAME_EVERYWHERE = (
     "tests/unit/test_aio.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
-LAST_SHARE, OTHERS_SHARE = 3, 5
+LAST_SHARE, OTHERS_SHARE = 4, 6
 TIMEOUT = 3600.0
 PRINTING = threading.Lock()
 

@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from . import _records, arguments, linux
-from .errors import InvalidType, InvalidValue, Unavailable
+from .errors import InvalidType, InvalidValue, Unavailable, syscall_error
 from .protocol import APPLICATION_DATA
 from .record_layer import NO_WAIT, RecordLayer
 from .socket_calls import descriptor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .socket_calls import HasFileno
 
 __all__ = [
-    "STEP_NO_WAIT",
+    "before_file",
     "check_file",
     "send_some_pages",
     "sendfile",
@@ -32,9 +32,12 @@ __all__ = [
     "splice_to",
 ]
 
-_SENDFILE_STEP = 1 << 30
-# Without waiting, one call sends no more than the send buffer has room for.
-STEP_NO_WAIT = 1 << 24
+# What one sendfile(2) is asked for.
+_STEP = 1 << 24
+# What one splice(2) can move, for the count of records.
+_SPLICE_STEP = 1 << 30
+# After so many bytes of files it is asked whether the connection is still there.
+_ASK_AFTER = 1 << 24
 # What only Linux has.
 _MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 _SPLICE_NONBLOCK: int = getattr(os, "SPLICE_F_NONBLOCK", 0)
@@ -115,9 +118,11 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
     while left > 0:
         # As with socket.sendfile the timeout is for each step, not for the whole file.
         deadline = layer.deadline()
-        step = min(left, _SENDFILE_STEP)
+        step = min(left, _STEP)
+        _ask(layer, fd)
         layer.count_records(step, 1, deadline)
         sent, error = system.sendfile(fd, source, offset, step)
+        layer.sent_unasked += sent
         yield sent
         offset += sent
         left -= sent
@@ -127,6 +132,14 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
             raise error
         elif error is None and not sent:
             return  # the file has become shorter
+
+
+def _ask(layer: RecordLayer, fd: int, after: int = _ASK_AFTER) -> None:
+    """From time to time, raise ConnectionResetError if nobody is there to receive."""
+    if layer.sent_unasked >= after:
+        layer.sent_unasked = 0
+        if system.is_gone(fd):
+            raise syscall_error(errno.ECONNRESET, "sendfile")
 
 
 def _flush(layer: RecordLayer) -> None:
@@ -144,10 +157,12 @@ def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> 
     Returns how many bytes were sent, and whether there may be more of the file; 0 and True is for
     a connection that takes no data now.  Raises OSError of sendfile(2), and what send raises.
     """
-    step = min(left, STEP_NO_WAIT)
+    step = min(left, _STEP)
     try:
         layer.before_sending(step)  # a KeyUpdate may have to come first
-        sent, error = system.sendfile_once(layer.descriptor(), source, offset, step)
+        fd = layer.descriptor()
+        _ask(layer, fd)
+        sent, error = system.sendfile_once(fd, source, offset, step)
         if error is None and not sent:
             _flush(layer)
             return 0, False
@@ -155,7 +170,17 @@ def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> 
         return 0, True
     if error is not None and not isinstance(error, BlockingIOError | InterruptedError) and not sent:
         raise error  # where some was sent, it comes again
+    layer.sent_unasked += sent
     return sent, True
+
+
+def before_file(layer: RecordLayer) -> None:
+    """What comes before a sendfile(2) without waiting that somebody else makes; with the send lock.
+
+    Raises BlockingIOError where it cannot be made now, and what send raises.
+    """
+    layer.before_sending(_STEP)
+    _ask(layer, layer.descriptor(), 0)  # nobody tells how much the last one sent
 
 
 # ---- pipes -----------------------------------------------------------------------------------
@@ -167,7 +192,7 @@ def splice_from(layer: RecordLayer, pipe: HasFileno | int, count: int, *, more: 
     source = descriptor(pipe)
     _check_carrier("splice_from", layer.outgoing)
     with layer.send_lock:
-        deadline = layer.before_sending(min(count, _SENDFILE_STEP), _PIPE_PIECES)
+        deadline = layer.before_sending(min(count, _SPLICE_STEP), _PIPE_PIECES)
         fd = layer.descriptor()
         flags = _SPLICE_NONBLOCK | (_SPLICE_MORE if more else 0)
         while True:

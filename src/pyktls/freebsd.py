@@ -508,6 +508,12 @@ def sendfile(
 sendfile_once = sendfile
 
 
+def is_gone(fd: int) -> bool:
+    """Never: sendfile(2) tells."""
+    del fd
+    return False
+
+
 # ---- gates and statistics --------------------------------------------------------------------
 
 #: The sysctls that decide what may be switched on; not every release has all of them.

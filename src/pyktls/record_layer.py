@@ -117,6 +117,7 @@ class RecordLayer(_records.Channel):
         self.receive_error: Error | OSError | None = None
         self.receive_ended = False  # close_notify was received
         self.send_ended = False  # close_notify was sent, or nothing may be sent any more
+        self.sent_unasked = 0  # bytes of files, since it was asked whether anybody is there
         self._leftover = b""
         self._process = os.getpid()
         self.fd = fd

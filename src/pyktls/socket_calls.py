@@ -96,6 +96,9 @@ class System(Protocol):
     ) -> tuple[int, OSError | None]:
         """The same with one system call, which may take less although there is more room."""
 
+    def is_gone(self, fd: int, /) -> bool:
+        """Whether the connection is lost, and sendfile would not tell."""
+
 
 def descriptor(sock: HasFileno | int) -> int:
     """The file descriptor of a socket, or the number itself."""

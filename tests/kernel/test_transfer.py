@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import threading
 import time
 
@@ -22,6 +23,7 @@ from support.selftest import kernel_version
 over_suites = pytest.mark.parametrize("suite", SUITES, ids=suite_id)
 over_versions = pytest.mark.parametrize("suite", ONE_OF_EACH, ids=suite_id)
 BIG = 200_000
+MiB = 1 << 20
 DATA, HANDSHAKE, ALERT = records.APPLICATION_DATA, records.HANDSHAKE, records.ALERT
 
 
@@ -275,6 +277,25 @@ def test_ktls_socket_times_out_and_goes_on(file):
         with Background(wire.recv_data, BIG) as received:
             assert sock.sendfile(file, done) == BIG - done
         assert received.result() == pattern(BIG)
+
+
+def test_a_peer_that_resets_in_the_midst_of_a_file_is_noticed(tmp_path):
+    """Again and again: Linux 7.3 was seen to go on taking the file, once in many times."""
+    with (tmp_path / "large").open("w+b") as large:
+        large.truncate(200 * MiB)
+        for _ in range(12):
+            with kernel.wired(kernel.suite(TLS_1_3)) as (sock, wire):
+                sock.settimeout(TIMEOUT)
+                with Background(sock.sendfile, large) as sending:
+                    wire.sock.recv(100_000)
+                    wire.sock.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
+                    wire.sock.close()
+                with pytest.raises(ConnectionError):
+                    sending.result()
+            assert large.tell() < 100 * MiB
+            large.seek(0)
 
 
 # ---- splice into a socket --------------------------------------------------------------------

@@ -114,7 +114,7 @@ class KernelEnd:
     def before_file(self) -> None:
         """See End."""
         with self._layer.send_lock:
-            self._layer.before_sending(file_transfer.STEP_NO_WAIT)
+            file_transfer.before_file(self._layer)
 
     def send_pages(self, source: int, offset: int, left: int) -> tuple[int, bool]:
         """See End."""

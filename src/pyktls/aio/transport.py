@@ -36,8 +36,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls.errors import Error, InvalidType
 
-from .futures import settle
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping
 
@@ -75,6 +73,19 @@ class _ForLoopSendfile:
         return fd
 
 
+class _File:
+    """A file on its way, by sendfile(2)."""
+
+    __slots__ = ("left", "offset", "over", "source", "waits")
+
+    def __init__(self, source: int, offset: int, left: int, over: asyncio.Future[None]) -> None:
+        self.source = source
+        self.offset = offset
+        self.left = left
+        self.over = over
+        self.waits = False  # the loop calls _send_some_pages
+
+
 class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     """A TLS connection, for asyncio protocols; the functions of ``pyktls.aio`` make it.
 
@@ -96,7 +107,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         "_eof",
         "_error_after_file",
         "_fd",
-        "_file_waiter",
+        "_file",
         "_in_vain",
         "_later",
         "_lost",
@@ -157,7 +168,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         self._later: asyncio.Handle | None = None  # a read that comes without the loop's doing
         self._shutdown_timer: asyncio.TimerHandle | None = None
         self._empty_waiter: asyncio.Future[None] | None = None
-        self._file_waiter: asyncio.Future[None] | None = None
+        self._file: _File | None = None  # of send_pages
         self._error_after_file: BaseException | None = None
         self.set_protocol(protocol)
         if server is not None:
@@ -501,7 +512,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         self._closing = True
         self._stop_reading()
         self._shutdown_timer = self._loop.call_later(self._shutdown_timeout, self._too_slow)
-        settle(self._file_waiter)
+        self._send_some_pages()  # no more
         if not self._buffer and self._empty_waiter is None:
             self._finish()
 
@@ -579,7 +590,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             self._error_after_file = error or ConnectionAbortedError("the transport was aborted")
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(self._end.sock, socket.SHUT_RDWR)
-            settle(self._file_waiter)
+            self._send_some_pages()  # no more
             return
         if waiter is not None:
             waiter.set_exception(error or ConnectionAbortedError("the transport was aborted"))
@@ -697,36 +708,53 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         """
         if self._eof:
             raise RuntimeError("Cannot send a file after write_eof()")
-        total = 0
+        job: _File | None = None
+        empty = self._make_empty_waiter()  # RuntimeError if another file is being sent
         try:
-            await self._make_empty_waiter()
-            source = file.fileno()
-            while total < count:
-                end = self._end
-                if end is None or self._closing:
-                    raise ConnectionAbortedError("the transport was closed while it sent a file")
-                sent, more = end.send_pages(source, offset + total, count - total)
-                total += sent
-                if not more:
-                    break
-                if total < count:
-                    await self._until_writable()
+            await empty
+            job = self._file = _File(file.fileno(), offset, count, self._loop.create_future())
+            if count:
+                self._send_some_pages()
+                await job.over
         finally:
-            if total:
-                file.seek(offset + total)
+            self._file = None
+            if job is not None:
+                self._await_room(job, wanted=False)
+                if job.offset > offset:
+                    file.seek(job.offset)
             self._reset_empty_waiter()
-        return total
+        return job.offset - offset
 
-    async def _until_writable(self) -> None:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._file_waiter = waiter
-        self._loop.add_writer(self._fd, settle, waiter)
+    def _send_some_pages(self) -> None:
+        """One step of a file; the next one comes when the loop sees that there is room."""
+        job, end = self._file, self._end
+        if job is None or job.over.done():
+            return
+        if end is None or self._closing:
+            job.over.set_exception(
+                ConnectionAbortedError("the transport was closed while it sent a file")
+            )
+            return
         try:
-            await waiter
-        finally:
-            self._file_waiter = None
-            if self._end is not None:
-                self._loop.remove_writer(self._fd)
+            sent, more = end.send_pages(job.source, job.offset, job.left)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as e:
+            job.over.set_exception(e)
+            return
+        job.offset += sent
+        job.left -= sent
+        if more and job.left:
+            self._await_room(job, wanted=True)
+        else:
+            job.over.set_result(None)
+
+    def _await_room(self, job: _File, *, wanted: bool) -> None:
+        if wanted and not job.waits:
+            self._loop.add_writer(self._fd, self._send_some_pages)
+        elif job.waits and not wanted and self._end is not None:
+            self._loop.remove_writer(self._fd)
+        job.waits = wanted
 
 
 def _address(ask: Callable[[], Any]) -> Any:

@@ -117,9 +117,10 @@ def switch(
     cipher = tls.cipher()
     suite = find_suite_by_openssl_name(cipher[0]) if cipher else None
     if suite is not None:
-        # offload() asks this too, with a pair of sockets of its own.  Asked now, they are not among
-        # those that are counted.
+        # offload() and the first read ask this, with a pair of sockets of its own.  Asked now, they
+        # are not among those that are counted.
         linux.system.cipher_refusal(suite.version, suite.aead)
+        linux.system.can_rekey(suite.version, suite.aead)
     before = dict(linux.tls_stat())
     return offload(tls), before
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyktls import _records, arguments
 from pyktls.errors import Unavailable, syscall_error
-from pyktls.socket_calls import descriptor
+from pyktls.socket_calls import descriptor, getsockopt
 
 from . import defects
 from .calls import only_on_linux
@@ -33,6 +33,8 @@ __all__ = ["sendfile", "splice_from_pipe", "splice_to_pipe"]
 
 # The most that one call of sendfile(2) or splice(2) moves.
 _MOST = 0x7FFFF000
+# linux/tcp.h: struct tcp_info begins with the state; net/tcp_states.h: this one is the last.
+_TCP_CLOSE = 7
 
 
 # ---- sendfile --------------------------------------------------------------------------------
@@ -46,6 +48,18 @@ def sendfile_once(
         return os.sendfile(sock, file, offset, count), None
     except OSError as e:
         return 0, syscall_error(e.errno or 0, "sendfile")
+
+
+def is_gone(fd: int) -> bool:
+    """Whether TCP has given up the connection, or False where the kernel does not tell.
+
+    On 7.3 sendfile(2) was seen to go on taking a file, without an error, after the peer had reset
+    the connection.
+    """
+    try:
+        return getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, 1, "TCP_INFO")[0] == _TCP_CLOSE
+    except OSError:
+        return False
 
 
 def sendfile(

@@ -10,35 +10,23 @@ import sys
 import termios
 from typing import Any
 
-__all__ = ["acknowledged", "is_gone", "outstanding"]
+__all__ = ["acknowledged", "outstanding"]
 
 # struct tcp_info of linux/tcp.h: __u8 tcpi_state is the first, and at this offset there is
 # __u64 tcpi_bytes_acked, since Linux 4.1.
 OFFSET = 120
 SIZE = OFFSET + 8
-TCP_CLOSE = 7
 
 
 def acknowledged(sock: Any) -> int | None:
     """Bytes that the peer's TCP has acknowledged, or None if this system does not tell."""
-    info = _tcp_info(sock)
-    return None if info is None else int(struct.unpack_from("=Q", info, OFFSET)[0])
-
-
-def is_gone(sock: Any) -> bool:
-    """Whether there is no TCP connection any more, as far as this system tells."""
-    info = _tcp_info(sock)
-    return info is not None and info[0] == TCP_CLOSE
-
-
-def _tcp_info(sock: Any) -> bytes | None:
     if sock is None or not sys.platform.startswith("linux"):
         return None
     try:
         info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SIZE)
     except OSError:
         return None
-    return info if len(info) == SIZE else None
+    return int(struct.unpack_from("=Q", info, OFFSET)[0]) if len(info) == SIZE else None
 
 
 def outstanding(sock: Any) -> int | None:

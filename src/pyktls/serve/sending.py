@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls import aio
 
-from .progress import acknowledged, is_gone, outstanding
+from .progress import acknowledged, outstanding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,8 +120,6 @@ class Sender:
                 count = min(piece, end - offset)
                 sent = await aio.sendfile(self._transport, file.as_object(), offset, count)
                 offset += sent
-                if is_gone(self._transport.get_extra_info("socket")):
-                    raise ConnectionResetError
                 if sent < count:
                     break
                 self.watch()
