@@ -61,7 +61,7 @@ SAME_EVERYWHERE = (
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
 LAST_SHARE, OTHERS_SHARE = 4, 6
-TIMEOUT = 3600.0
+TIMEOUT = 7200.0
 PRINTING = threading.Lock()
 
 
