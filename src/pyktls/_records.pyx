@@ -29,7 +29,6 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.long cimport PyLong_AsSsize_t
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
 
@@ -62,6 +61,15 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_EOR
     int MSG_PEEK
     int MSG_DONTWAIT
+
+
+cdef extern from "Python.h":
+    # Declared without their exceptions, which are cleared at once: a frame to catch them would cost
+    # more than the calls.
+    int get_buffer_or_error "PyObject_GetBuffer" (object source, Py_buffer *view, int flags) noexcept
+    Py_ssize_t as_ssize_t_or_error "PyLong_AsSsize_t" (object number) noexcept
+    void *PyErr_Occurred() noexcept
+    void PyErr_Clear() noexcept
 
 
 cdef extern from "pythread.h":
@@ -103,6 +111,7 @@ cdef enum:
     APPLICATION_DATA = 23
     MOST_FLAGS = 0x7FFFFFFF
     FULL_RECORD_BITS = 14  # a full record has 2**14 bytes
+    NOT_YET = -(1 << 30)  # no result of a system call
 
 
 cdef int get_buffer(object source, Py_buffer *view, int flags) except -1:
@@ -115,12 +124,11 @@ cdef int get_buffer(object source, Py_buffer *view, int flags) except -1:
 
 
 cdef bint gives_buffer(object source, Py_buffer *view, int flags) noexcept:
-    """The same without an error."""
-    try:
-        PyObject_GetBuffer(source, view, flags)
-    except Exception:  # whatever it is, it comes again where it is looked at
-        return False
-    return True
+    """The same without an error: whatever it is, it comes again where it is looked at."""
+    if get_buffer_or_error(source, view, flags) == 0:
+        return True
+    PyErr_Clear()
+    return False
 
 
 cdef double now() noexcept nogil:
@@ -237,12 +245,14 @@ cdef int pause(int milliseconds, Wait *wait) except -1:
 
 
 cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Wait *wait,
-                        int *record_type, int *msg_flags) except -1:
-    cdef Py_ssize_t received
+                        int *record_type, int *msg_flags, Py_ssize_t first=NOT_YET) except -1:
+    """``first`` is the result of the first call, where that has been made."""
+    cdef Py_ssize_t received = first
     cdef int backoff = 0
     while True:
-        with nogil:
-            received = pyktls_recv_record_vector(fd, iov, count, flags, record_type, msg_flags)
+        if received == NOT_YET:
+            with nogil:
+                received = pyktls_recv_record_vector(fd, iov, count, flags, record_type, msg_flags)
         if received >= 0:
             return received
         if received == -EINTR:
@@ -256,14 +266,17 @@ cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Wait 
             wait_until_ready(fd, POLLIN, wait)
         else:
             raise syscall_error(<int>-received, "recvmsg")
+        received = NOT_YET
 
 
 cdef Py_ssize_t transmit(int fd, const iovec *iov, size_t count, int flags, int record_type,
-                         Wait *wait) except -1:
-    cdef Py_ssize_t sent
+                         Wait *wait, Py_ssize_t first=NOT_YET) except -1:
+    """``first`` is the result of the first call, where that has been made."""
+    cdef Py_ssize_t sent = first
     while True:
-        with nogil:
-            sent = pyktls_send_record(fd, iov, count, flags, record_type)
+        if sent == NOT_YET:
+            with nogil:
+                sent = pyktls_send_record(fd, iov, count, flags, record_type)
         if sent >= 0:
             return sent
         if sent == -EINTR:
@@ -272,15 +285,18 @@ cdef Py_ssize_t transmit(int fd, const iovec *iov, size_t count, int flags, int 
             wait_until_ready(fd, POLLOUT, wait)
         else:
             raise syscall_error(<int>-sent, "sendmsg")
+        sent = NOT_YET
 
 
-cdef int transmit_all(int fd, const void *data, size_t size, int flags, Wait *wait) except -1:
+cdef int transmit_all(int fd, const void *data, size_t size, int flags, Wait *wait,
+                      Py_ssize_t first=NOT_YET) except -1:
     cdef iovec iov
     cdef Py_ssize_t sent
     iov.iov_base = <void *>data
     iov.iov_len = size
     while iov.iov_len > 0:
-        sent = transmit(fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, wait)
+        sent = transmit(fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, wait, first)
+        first = NOT_YET
         iov.iov_base = <char *>iov.iov_base + sent
         iov.iov_len -= <size_t>sent
         PyErr_CheckSignals()
@@ -639,8 +655,18 @@ cdef class Channel:
         self._reading_data = value
 
     cdef Py_ssize_t read(self, iovec *iov, Wait *wait, int *record_type, int *msg_flags) except -1:
+        cdef Py_ssize_t received
+        with nogil:
+            received = pyktls_recv_record_vector(self.fd, iov, 1, 0, record_type, msg_flags)
+        if received >= 0:
+            return received
+        # What it says is dealt with there, where an error can be caught.
+        return self.read_after(received, iov, wait, record_type, msg_flags)
+
+    cdef Py_ssize_t read_after(self, Py_ssize_t result, iovec *iov, Wait *wait, int *record_type,
+                               int *msg_flags) except -1:
         try:
-            return receive(self.fd, iov, 1, 0, wait, record_type, msg_flags)
+            return receive(self.fd, iov, 1, 0, wait, record_type, msg_flags, result)
         except OSError as e:
             self.receive_failed(e)
             raise
@@ -750,6 +776,7 @@ cdef class Channel:
         cdef Wait wait = self._wait
         cdef Py_buffer view
         cdef iovec iov
+        cdef Py_ssize_t sent
         if not self.send_lock.take():
             return -1
         try:
@@ -762,19 +789,31 @@ cdef class Channel:
                     return 0  # no such record can be sent, and none is needed
                 if not self.counts(view.len, 1):
                     return -1
-                if everything:
-                    transmit_all(self.fd, view.buf, <size_t>view.len, flags, &wait)
-                    return 0
                 iov.iov_base = view.buf
                 iov.iov_len = <size_t>view.len
-                return transmit(self.fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE, &wait)
-            except OSError as e:
-                self.send_failed(e)
-                raise
+                with nogil:
+                    sent = pyktls_send_record(self.fd, &iov, 1, flags, PYKTLS_NO_RECORD_TYPE)
+                if sent < 0 or (everything and sent < view.len):
+                    return self.send_after(sent, &iov, flags, everything, &wait)
+                if everything:
+                    PyErr_CheckSignals()
+                return sent
             finally:
                 PyBuffer_Release(&view)
         finally:
             self.send_lock.give()
+
+    cdef Py_ssize_t send_after(self, Py_ssize_t result, iovec *iov, int flags, bint everything,
+                               Wait *wait) except? -1:
+        """Go on where the first call did not do; here an error can be caught."""
+        try:
+            if everything:
+                transmit_all(self.fd, iov.iov_base, iov.iov_len, flags, wait, result)
+                return 0
+            return transmit(self.fd, iov, 1, flags, PYKTLS_NO_RECORD_TYPE, wait, result)
+        except OSError as e:
+            self.send_failed(e)
+            raise
 
     cdef Py_ssize_t send_gathered(self, object buffers, int flags) except? -1:
         """Send buffers, gathered; -1 if the long way has to be gone."""
@@ -804,15 +843,16 @@ cdef class Channel:
 cdef object ZERO = 0
 
 
-cdef Py_ssize_t small(object number) except? -1:
+cdef Py_ssize_t small(object number) noexcept:
     """The value of an int from 0 on; -1 for everything else, and no error."""
     cdef Py_ssize_t value
+    if number is ZERO:
+        return 0
     if type(number) is not int:
         return -1
-    try:
-        value = PyLong_AsSsize_t(number)
-    except OverflowError:
-        return -1
+    value = as_ssize_t_or_error(number)
+    if value == -1 and PyErr_Occurred() != NULL:  # too large
+        PyErr_Clear()
     return value if value >= 0 else -1
 
 
