@@ -237,18 +237,15 @@ class Session:
 
 def check_lengths(suite: CipherSuite, direction: Direction, keys: DirectionKeys) -> None:
     """Raise InvalidValue unless the keys, the IV and the secret have the suite's lengths."""
-    wanted = {
-        "key": suite.aead.key_length,
-        "iv": iv_length(suite),
-        "mac_key": suite.aead.mac_key_length,
-    }
-    if keys.kernel_has_them:
-        wanted = dict.fromkeys(wanted, 0)
-    if keys.secret is not None:
-        wanted["secret"] = suite.hash_length
-    for name, length in wanted.items():
-        actual = len(getattr(keys, name))
-        if actual != length:
+    here = not keys.kernel_has_them
+    aead = suite.aead
+    for name, value, length in (
+        ("key", keys.key, aead.key_length if here else 0),
+        ("iv", keys.iv, iv_length(suite) if here else 0),
+        ("mac_key", keys.mac_key, aead.mac_key_length if here else 0),
+        ("secret", keys.secret, suite.hash_length),
+    ):
+        if value is not None and len(value) != length:
             raise InvalidValue(
-                f"{direction}.{name} must be {length} bytes for {suite.name}, not {actual}"
+                f"{direction}.{name} must be {length} bytes for {suite.name}, not {len(value)}"
             )
