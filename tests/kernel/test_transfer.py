@@ -158,7 +158,8 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(file):
 def test_progress_and_error_come_together(keyed, file):
     near, wire = keyed
     near.setblocking(False)
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)  # and it does not grow
     # Until it is full for the first time, nobody reads.
     sent, error = linux.sendfile(near, file, 0)
     assert 0 < sent < BIG
@@ -286,12 +287,10 @@ def test_a_peer_that_resets_in_the_midst_of_a_file_is_noticed(tmp_path):
         for _ in range(12):
             with kernel.wired(kernel.suite(TLS_1_3)) as (sock, wire):
                 sock.settimeout(TIMEOUT)
-                with Background(sock.sendfile, large) as sending:
-                    wire.sock.recv(100_000)
-                    wire.sock.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                    )
-                    wire.sock.close()
+                sending = Background(sock.sendfile, large)
+                wire.sock.recv(100_000)
+                wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                wire.sock.close()
                 with pytest.raises(ConnectionError):
                     sending.result()
             assert large.tell() < 100 * MiB
