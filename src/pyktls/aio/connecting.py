@@ -23,7 +23,9 @@ from .transport import KTLSTransport
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ssl import SSLContext
-    from typing import TypeVar
+    from typing import TypeVar, Unpack
+
+    from .keywords import ConnectingKeywords, ConnectionKeywords
 
     P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -61,7 +63,7 @@ def timeouts(tls: object, handshake: float | None, shutdown: float | None) -> tu
 async def create_connection(
     protocol_factory: Callable[[], P],
     host: str | None = None,
-    port: int | None = None,
+    port: int | str | None = None,
     *,
     ssl: SSLContext | bool | None = None,
     sock: socket.socket | None = None,
@@ -69,7 +71,7 @@ async def create_connection(
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
     require: bool = False,
-    **tcp: Any,
+    **tcp: Unpack[ConnectingKeywords],
 ) -> tuple[asyncio.Transport, P]:
     """As ``loop.create_connection``, with TLS in the kernel where it can be.
 
@@ -145,10 +147,10 @@ def begin(transport: KTLSTransport) -> None:
 
 async def open_connection(
     host: str | None = None,
-    port: int | None = None,
+    port: int | str | None = None,
     *,
     limit: int = STREAM_LIMIT,
-    **keywords: Any,
+    **keywords: Unpack[ConnectionKeywords],
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """As asyncio.open_connection, with TLS in the kernel where it can be.
 
@@ -325,9 +327,9 @@ def take_socket(transport: Any) -> socket.socket:
 async def _connect(
     loop: Any,
     host: str | None,
-    port: int | None,
+    port: int | str | None,
     sock: socket.socket | None,
-    tcp: dict[str, Any],
+    tcp: ConnectingKeywords,
 ) -> socket.socket:
     """A connected TCP socket, made by the loop's own means."""
     if sock is None:

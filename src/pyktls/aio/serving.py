@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Sequence
     from ssl import SSLContext
+    from typing import Unpack
+
+    from .keywords import ListeningKeywords, ServerKeywords
 
 __all__ = ["Server", "create_server", "start_server"]
 
@@ -264,7 +267,7 @@ class Server(asyncio.AbstractServer):
 async def create_server(
     protocol_factory: Callable[[], asyncio.BaseProtocol],
     host: str | Sequence[str] | None = None,
-    port: int | None = None,
+    port: int | str | None = None,
     *,
     backlog: int = 100,
     ssl: SSLContext | None = None,
@@ -272,7 +275,7 @@ async def create_server(
     ssl_shutdown_timeout: float | None = None,
     start_serving: bool = True,
     require: bool = False,
-    **tcp: Any,
+    **tcp: Unpack[ListeningKeywords],
 ) -> asyncio.AbstractServer:
     """As ``loop.create_server``, with TLS in the kernel where it can be.
 
@@ -284,7 +287,7 @@ async def create_server(
     Clients that fail in the handshake, or take longer than ``ssl_handshake_timeout`` seconds (60),
     are closed; in debug mode the loop's exception handler hears of them.
     """
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     handshake_timeout, shutdown_timeout = timeouts(
         ssl is not None, ssl_handshake_timeout, ssl_shutdown_timeout
     )
@@ -294,7 +297,7 @@ async def create_server(
         raise InvalidValue("require is only meaningful with ssl")
     require = require or (ssl is not None and requires_kernel(ssl))
     if ssl is None or not is_for_kernel(ssl, require=require):
-        return await loop.create_server(
+        made: asyncio.AbstractServer = await loop.create_server(
             protocol_factory,
             host,
             port,
@@ -305,6 +308,7 @@ async def create_server(
             start_serving=start_serving,
             **tcp,
         )
+        return made
     server = Server(
         loop,
         await _bind(loop, host, port, backlog, tcp),
@@ -325,11 +329,11 @@ async def create_server(
 
 
 async def _bind(
-    loop: asyncio.AbstractEventLoop,
-    host: Any,
-    port: Any,
+    loop: Any,
+    host: str | Sequence[str] | None,
+    port: int | str | None,
     backlog: int,
-    tcp: dict[str, Any],
+    tcp: ListeningKeywords,
 ) -> list[socket.socket]:
     """Sockets that are bound and do not listen yet, made by the loop's own means."""
     made = await loop.create_server(
@@ -353,10 +357,10 @@ async def start_server(
         [asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None
     ],
     host: str | Sequence[str] | None = None,
-    port: int | None = None,
+    port: int | str | None = None,
     *,
     limit: int = STREAM_LIMIT,
-    **keywords: Any,
+    **keywords: Unpack[ServerKeywords],
 ) -> asyncio.AbstractServer:
     """As asyncio.start_server, with TLS in the kernel where it can be.
 
