@@ -91,11 +91,12 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
+if not TYPE_CHECKING:  # with it, a type checker would take any name for one of ours
 
-def __getattr__(name: str) -> object:
-    """Import ``pyktls.aio`` when it is asked for: asyncio is not needed for anything else."""
-    if name == "aio":
-        import importlib  # noqa: PLC0415
+    def __getattr__(name: str) -> object:
+        """Import ``pyktls.aio`` when it is asked for: asyncio is not needed for anything else."""
+        if name == "aio":
+            import importlib  # noqa: PLC0415
 
-        return importlib.import_module("pyktls.aio")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return importlib.import_module("pyktls.aio")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import errno
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from . import freebsd, linux
 from ._kernel import lib
@@ -16,6 +16,9 @@ from .engines import native
 from .errors import InvalidType, InvalidValue
 from .linux.sock_diag import ulp_info
 from .session import Direction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Mode", "Status", "cipher_name", "mode_by_linux_conf", "status"]
 
@@ -42,7 +45,8 @@ class SocketLike(Protocol):
     def fileno(self) -> int:
         """The descriptor."""
 
-    def getsockopt(self, *arguments: Any) -> Any:
+    @property  # so that every signature will do, an overloaded one too
+    def getsockopt(self) -> Callable[..., Any]:
         """As socket.getsockopt."""
 
 
