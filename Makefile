@@ -12,7 +12,7 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel lint format clean
+.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel types lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
@@ -26,7 +26,8 @@ help:
 	@echo 'make pythons   the unit tests on CPython 3.11 to 3.15, also those of other Debian releases'
 	@echo 'make test-all  the same with every Python and every variant there is'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
-	@echo 'make lint      ruff, mypy --strict, gcc and clang with -Werror, clang-tidy, cppcheck'
+	@echo 'make types     a program with types, as mypy and pyright see it; make wheel has it too'
+	@echo 'make lint      ruff, mypy --strict, stubtest, gcc and clang with -Werror, clang-tidy, cppcheck'
 	@echo 'make clean     remove what was built'
 	@echo
 	@echo 'The lab boots real kernels in QEMU where this one has no TLS; KERNEL="6.1 7.3" chooses.'
@@ -86,6 +87,10 @@ test-all: lint test-c abi cross demo wheel peers pythons
 wheel:
 	PYTHON=$(PYTHON) wheels/build.sh dist
 
+types:
+	$(SETUP) types,test
+	$(PY) -m pytest tests/typing $(ARGS)
+
 # cppcheck is not given the files that only compare headers: there is no code in them.
 lint:
 	$(SETUP) lint,lab,test
@@ -94,6 +99,8 @@ lint:
 	$(VENV)/bin/mypy
 	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
 		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py
+	$(PY) -m mypy.stubtest pyktls --concise --allowlist tests/typing/stubtest.txt \
+		--mypy-config-file pyproject.toml
 	@set -e; for file in $(C_FILES); do \
 		flags="$(C_FLAGS)"; \
 		case $$file in *kernel_freebsd.c) flags="$$flags $(FREEBSD)";; esac; \

@@ -39,7 +39,8 @@ done
 # The tests' own needs, without the tree itself.
 "$work/clean/bin/python" - <<'PY' >"$work/needs"
 import tomllib
-print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"]))
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+print("\n".join(extras["test"] + extras["types"]))
 PY
 "$work/clean/bin/python" -m pip install -q --disable-pip-version-check -r "$work/needs"
 for module in "$work"/clean/lib/python*/site-packages/pyktls/*.so; do
@@ -53,3 +54,5 @@ import pyktls, sys
 sys.exit(not pyktls.__file__.startswith(sys.prefix) and f"not the wheel: {pyktls.__file__}")'
 # Every test, with a third of its variants: make test has them all.
 "$work/clean/bin/python" -m pytest -q -p no:cacheprovider tests/unit --variants=1/3
+# And what type checkers see of it.
+"$work/clean/bin/python" -m pytest -q -p no:cacheprovider tests/typing

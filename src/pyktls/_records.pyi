@@ -1,13 +1,14 @@
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, Self, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
+from typing_extensions import disjoint_base
 
 NO_RECORD_TYPE: int
 
 @final
 class Deadline:
-    def __init__(self, timeout: float | None, /) -> None: ...
+    def __new__(cls, timeout: float | None) -> Self: ...
     def remaining(self) -> float | None: ...
 
 def wait_readable(fd: int, deadline: Deadline) -> None: ...
@@ -21,6 +22,11 @@ def send(
 ) -> int: ...
 def sendall(fd: int, buffer: ReadableBuffer, flags: int, deadline: Deadline) -> None: ...
 def send_out(fd: int, pending: bytearray, flags: int, deadline: Deadline) -> None: ...
+
+@final
+class Vector:
+    def __new__(cls, buffers: Iterable[ReadableBuffer], writable: bool) -> Self: ...
+
 def recvmsg_into(
     fd: int, buffers: Iterable[WriteableBuffer], flags: int, deadline: Deadline
 ) -> tuple[int, int, int]: ...
@@ -37,6 +43,7 @@ class Lock:
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
 
+@disjoint_base
 class Channel:
     fd: int
     timeout: float | None
