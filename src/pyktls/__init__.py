@@ -35,7 +35,8 @@ from .handoff import engine_of, extract, watch
 from .moving import receive_socket, send_socket
 from .offloading import offload
 from .probe import Answer, Cause, KernelSupport, probe
-from .session import Direction, DirectionKeys, Role, Session
+from .protocol import Direction
+from .session import DirectionKeys, Role, Session
 from .sockets import KTLSSocket
 from .ssl_sockets import SSLSocket, wrap_context
 from .status import Mode, Status, status

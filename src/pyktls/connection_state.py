@@ -35,9 +35,10 @@ from .ciphers import TLS_1_3, CipherSuite, find_suite
 from .errors import HandoffRefused, InvalidValue
 from .key_schedule import wipe
 from .post_handshake import PostHandshake
+from .protocol import Direction
 from .record_layer import NO_WAIT, RecordLayer
-from .session import Direction, DirectionKeys, Role, Session
-from .switch import system
+from .running_system import system
+from .session import DirectionKeys, Role, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from . import _records
-from .protocol import HANDSHAKE
-from .session import Direction
-from .switch import rekey_fd, system
+from .protocol import HANDSHAKE, Direction
+from .running_system import system
+from .switch import rekey_fd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,8 +12,8 @@ from . import _records, arguments, linux
 from .errors import InvalidType, InvalidValue, Unavailable, syscall_error
 from .protocol import APPLICATION_DATA
 from .record_layer import NO_WAIT, RecordLayer
+from .running_system import system
 from .socket_calls import descriptor
-from .switch import system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -35,7 +35,7 @@ from . import arguments
 from ._kernel import ffi, lib
 from .ciphers import AEAD, AEADS, TLS_1_2, TLS_1_3
 from .errors import HandoffRefused, InvalidType, InvalidValue, Unavailable, syscall_error
-from .session import Direction
+from .protocol import Direction
 from .socket_calls import descriptor, loopback_pair
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from .kernel_support import (
     Privileges,
     refusal,
 )
-from .session import Direction
+from .protocol import Direction
 from .socket_calls import loopback_pair
 from .trial_connection import HEADER, SAMPLE, TrialConnection, no_loopback
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ciphers import AEAD, AEADS, TLS_1_2, TLS_1_3
 from .errors import InvalidType, InvalidValue, Unavailable
-from .session import Direction
+from .protocol import Direction
 from .socket_calls import BLOCKED
 
 if TYPE_CHECKING:

@@ -1,6 +1,8 @@
-"""The numbers of the protocol that more than one part of the library needs."""
+"""The numbers of the protocol that more than one part of the library needs, and the directions."""
 
 from __future__ import annotations
+
+import enum
 
 from .ciphers import TLS_1_2, TLS_1_3
 
@@ -29,7 +31,16 @@ __all__ = [
     "USER_CANCELED",
     "VERSION_NAMES",
     "WARNING",
+    "Direction",
 ]
+
+
+class Direction(enum.StrEnum):
+    """One half of a connection, seen from us."""
+
+    TX = "tx"
+    RX = "rx"
+
 
 #: As ssl.SSLSocket.version says them.
 VERSION_NAMES = {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}

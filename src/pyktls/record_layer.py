@@ -59,8 +59,8 @@ from .post_handshake import (
 from .protocol import ALERT, CLOSE_NOTIFY, FATAL, HANDSHAKE, INTERNAL_ERROR, KEY_UPDATE, WARNING
 from .record_errors import BROKEN_RECORD, RefusedRecord, is_kept
 from .record_limit import Decision, RecordBudget
+from .running_system import system
 from .socket_calls import getsockopt
-from .switch import system
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

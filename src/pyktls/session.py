@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 from .ciphers import NONCE_LENGTH, TLS_1_3, CipherSuite
 from .errors import HandoffRefused, InvalidType, InvalidValue
 from .key_schedule import wipe
-from .protocol import VERSION_NAMES
+from .protocol import VERSION_NAMES, Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,13 +29,6 @@ class Role(enum.StrEnum):
 
     CLIENT = "client"
     SERVER = "server"
-
-
-class Direction(enum.StrEnum):
-    """One half of a connection, seen from us."""
-
-    TX = "tx"
-    RX = "rx"
 
 
 def iv_length(suite: CipherSuite) -> int:

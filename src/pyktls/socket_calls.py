@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .ciphers import AEAD
-    from .session import Direction, DirectionKeys
+    from .protocol import Direction
+    from .session import DirectionKeys
 
 __all__ = [
     "BLOCKED",

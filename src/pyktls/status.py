@@ -15,7 +15,7 @@ from .ciphers import aead_by_linux_type
 from .engines import native
 from .errors import InvalidType, InvalidValue
 from .linux.sock_diag import ulp_info
-from .session import Direction
+from .protocol import Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,17 +13,13 @@ import errno
 import secrets
 import socket
 import ssl
-from typing import TYPE_CHECKING
 
-from . import freebsd, linux
-from ._kernel import lib
 from .ciphers import NONCE_LENGTH, TLS_1_2
 from .errors import HandoffRefused, InvalidType, InvalidValue, Unavailable
 from .key_schedule import next_traffic_secret, traffic_keys, wipe
-from .session import Direction, DirectionKeys, Session, check_lengths
-
-if TYPE_CHECKING:
-    from .socket_calls import System
+from .protocol import Direction
+from .running_system import system
+from .session import DirectionKeys, Session, check_lengths
 
 __all__ = [
     "check_cipher",
@@ -31,11 +27,7 @@ __all__ = [
     "install",
     "install_fd",
     "rekey_fd",
-    "system",
 ]
-
-#: The kernel that the compiled half is made for.
-system: System = freebsd if lib.pyktls_system() == lib.PYKTLS_FREEBSD else linux.system
 
 
 def install(sock: socket.socket, session: Session, tx: bool = True, rx: bool = True) -> None:

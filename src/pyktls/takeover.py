@@ -24,8 +24,9 @@ from .handoff import (
 from .openssl_directions import OpenSSLIncoming, OpenSSLOutgoing
 from .record_layer import RecordLayer
 from .resumption import OpenSSLTickets, TicketKeeper
+from .running_system import system
 from .session import Role, Session
-from .switch import check_socket, install_fd, system
+from .switch import check_socket, install_fd
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from kernel.test_aio import *  # noqa: F403
-from pyktls.switch import system
+from pyktls.running_system import system
 
 from .conftest import REAL
 

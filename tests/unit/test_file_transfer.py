@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from pyktls import _records, file_transfer
-from pyktls.switch import system
+from pyktls.running_system import system
 from support import tls
 from support.kernel import TIMEOUT
 from support.systems import linux_only

@@ -43,9 +43,9 @@ from pyktls.protocol import (
     USER_CANCELED,
     VERSION_NAMES,
     WARNING,
+    Direction,
 )
-from pyktls.session import Direction
-from pyktls.switch import system
+from pyktls.running_system import system
 
 from .evidence import Evidence, Half, refusals, session_from
 from .hellos import UPDATE_REQUESTED, Hellos

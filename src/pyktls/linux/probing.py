@@ -34,7 +34,7 @@ from pyktls.kernel_support import (
     Privileges,
     refusal,
 )
-from pyktls.session import Direction
+from pyktls.protocol import Direction
 from pyktls.socket_calls import loopback_pair
 from pyktls.trial_connection import HEADER, SAMPLE, TrialConnection, no_loopback
 

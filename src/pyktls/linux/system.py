@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pyktls._kernel import ffi, lib
 from pyktls.ciphers import TLS_1_3
 from pyktls.errors import HandoffRefused, InvalidValue, Unavailable, syscall_error
-from pyktls.session import Direction
+from pyktls.protocol import Direction
 
 from .abi import DIRECTIONS, TLS_RX, TLS_TX
 from .crypto_info import (
