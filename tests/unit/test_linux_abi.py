@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import pyktls
 from pyktls import DirectionKeys, Role, Session, linux
 from pyktls.ciphers import AEADS, SUITES, aead_by_linux_type, find_suite
+from pyktls.kernel_support import OPTIONS
 from pyktls.key_schedule import KeyBlock
 from pyktls.linux import CryptoInfo
 from pyktls.lowlevel import ffi, lib
@@ -344,6 +345,24 @@ class TestC:
             "INET_ULP_INFO_NAME": 1, "INET_ULP_INFO_TLS": 2, "PYKTLS_CRYPTO_INFO_MAX": 56,
         }  # fmt: skip
         assert {name: getattr(lib, name) for name in expected} == expected
+
+
+class TestNames:
+    """A new number is public, and a new option is one that probe answers for."""
+
+    def test_every_number_of_tls_h_is_public(self) -> None:
+        kinds = ("TLS_CIPHER_", "TLS_CONF_", "TLS_TX", "TLS_RX", "TLS_1_")
+        names = {name for name in dir(lib) if name.startswith(kinds)} - {"TLS_1_3_GCM_IV_LEN"}
+        assert len(names) > 15
+        assert names - set(linux.__all__) == set()
+        assert {name: getattr(linux, name) for name in names} == {n: getattr(lib, n) for n in names}
+
+    def test_every_option_has_its_functions_and_an_answer_of_probe(self) -> None:
+        names = [name for name, _, _ in linux.options._OPTIONS.values()]
+        assert sorted(names) == sorted(OPTIONS)
+        for name in names:
+            function = name.removeprefix("TLS_").lower()
+            assert {f"set_{function}", f"get_{function}"} <= set(linux.__all__)
 
 
 class TestCalls:
