@@ -12,7 +12,7 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel types lint format clean
+.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel types release-check lint format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-all  the same with every Python and every variant there is'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
 	@echo 'make types     a program with types, as mypy and pyright see it; make wheel has it too'
+	@echo 'make release-check  the list that a release has to pass; ARGS=--quick leaves out what builds'
 	@echo 'make lint      ruff, mypy --strict, stubtest, gcc and clang with -Werror, clang-tidy, cppcheck'
 	@echo 'make clean     remove what was built'
 	@echo
@@ -91,6 +92,10 @@ types:
 	$(SETUP) types,test
 	$(PY) -m pytest tests/typing $(ARGS)
 
+release-check:
+	$(SETUP) lab,release
+	$(PY) -m tests.release $(ARGS)
+
 # cppcheck is not given the files that only compare headers: there is no code in them.
 lint:
 	$(SETUP) lint,lab,test
@@ -98,7 +103,7 @@ lint:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
-		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py
+		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py tests/release.py
 	$(PY) -m mypy.stubtest pyktls --concise --allowlist tests/typing/stubtest.txt \
 		--mypy-config-file pyproject.toml
 	@set -e; for file in $(C_FILES); do \
