@@ -248,6 +248,7 @@ def dist(tree: Tree) -> list[str]:
     with tarfile.open(sdists[0]) as archive:
         there = {name.removeprefix(f"{prefix}/") for name in archive.getnames()}
     missing += [f"the sdist has no {name}" for name in IN_SDIST if name not in there]
+    missing += [f"{p.name} is for this machine only" for p in built if "-linux_" in p.name]
     licenses = tree.project["license-files"]
     for path in built:
         with zipfile.ZipFile(path) as archive:

@@ -132,7 +132,7 @@ class Made:
                     sdist.addfile(tarfile.TarInfo(f"{name}/{inside}"), io.BytesIO())
         about = f"{name}.dist-info"
         license_line = "" if without.get("wheel") == "License-File" else "License-File: LICENSE\n"
-        with zipfile.ZipFile(dist / f"{name}-cp311-abi3-linux_x86_64.whl", "w") as wheel:
+        with zipfile.ZipFile(dist / f"{name}-cp311-abi3-manylinux2014_x86_64.whl", "w") as wheel:
             wheel.writestr(f"{about}/METADATA", f"Name: pyktls\n{license_line}\n")
             for inside in (*release.IN_WHEEL, f"{about}/licenses/LICENSE"):
                 if inside != without.get("wheel"):
@@ -245,7 +245,7 @@ def test_dist_is_looked_into(made: Made) -> None:
     made.build()
     assert release.dist(made.tree) == []
     assert "-m twine check --strict" in made.asked[-1]
-    assert made.asked[-1].endswith("pyktls-1.2.3-cp311-abi3-linux_x86_64.whl")
+    assert made.asked[-1].endswith("pyktls-1.2.3-cp311-abi3-manylinux2014_x86_64.whl")
     made.answers["twine"] = (1, "FAILED long_description\n")
     assert release.dist(made.tree) == ["twine: FAILED long_description"]
 
@@ -267,12 +267,20 @@ def test_what_dist_lacks(made: Made, without, said) -> None:
     assert said in missing
 
 
+def test_a_wheel_that_no_index_takes(made: Made) -> None:
+    made.build()
+    (wheel,) = made.tree.dist.glob("*.whl")
+    wheel.rename(made.tree.dist / wheel.name.replace("manylinux2014", "linux"))
+    (missing,) = release.dist(made.tree)
+    assert missing == "pyktls-1.2.3-cp311-abi3-linux_x86_64.whl is for this machine only"
+
+
 def test_dist_of_another_version(made: Made) -> None:
     made.build("1.2.30")
     made.build()
     assert [text.partition(" ")[0] for text in release.dist(made.tree)] == [
         "pyktls-1.2.30.tar.gz",
-        "pyktls-1.2.30-cp311-abi3-linux_x86_64.whl",
+        "pyktls-1.2.30-cp311-abi3-manylinux2014_x86_64.whl",
     ]
 
 
