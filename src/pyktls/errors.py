@@ -72,9 +72,9 @@ class TLSAlert(Error, ConnectionError):
     """
 
     def __init__(self, level: int, description: int) -> None:
-        self.level = level
-        self.description = description
-        self.name = alert_name(description)
+        self.level: int = level
+        self.description: int = description
+        self.name: str = alert_name(description)
         kind = {1: "warning", 2: "fatal"}.get(level, f"level {level}")
         super().__init__(f"the peer sent the {kind} alert {self.name} ({description})")
 

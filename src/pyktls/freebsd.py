@@ -230,10 +230,10 @@ class TLSEnable:
             raise InvalidValue(
                 f"rec_seq must be from 0 to 2**64 - 2, not {rec_seq}: the kernel would go on at 0"
             )
-        self.version = int(version)
-        self.cipher_algorithm = int(cipher_algorithm)
-        self.auth_algorithm = int(auth_algorithm)
-        self.rec_seq = rec_seq
+        self.version: int = int(version)
+        self.cipher_algorithm: int = int(cipher_algorithm)
+        self.auth_algorithm: int = int(auth_algorithm)
+        self.rec_seq: int = rec_seq
         self._key = bytearray(key)
         self._iv = bytearray(iv)
         self._auth_key = bytearray(auth_key)

@@ -83,13 +83,13 @@ class DirectionKeys:
             # The last number is refused too: after it the kernel would begin again at 0 and use
             # every nonce a second time.
             raise InvalidValue(f"sequence must be from 0 to 2**64 - 2, not {sequence}")
-        self.key = bytearray(key)
-        self.iv = bytearray(iv)
-        self.sequence = sequence
-        self.secret = None if secret is None else bytearray(secret)
-        self.mac_key = bytearray(mac_key)
+        self.key: bytearray = bytearray(key)
+        self.iv: bytearray = bytearray(iv)
+        self.sequence: int = sequence
+        self.secret: bytearray | None = None if secret is None else bytearray(secret)
+        self.mac_key: bytearray = bytearray(mac_key)
         #: Whether key and IV are missing here because only the kernel has them.
-        self.kernel_has_them = False
+        self.kernel_has_them: bool = False
         self._claimed = False
         self._lock = threading.Lock()
 
@@ -176,13 +176,13 @@ class Session:
             if not isinstance(keys, DirectionKeys):
                 raise InvalidType(f"{name} must be DirectionKeys, not {type(keys).__name__}")
             check_lengths(cipher, name, keys)
-        self.cipher = cipher
+        self.cipher: CipherSuite = cipher
         if role not in tuple(Role):
             raise InvalidValue(f"role must be 'client' or 'server', not {role!r}")
-        self.role = Role(role)
-        self.tx = tx
-        self.rx = rx
-        self.engine = engine
+        self.role: Role = Role(role)
+        self.tx: DirectionKeys = tx
+        self.rx: DirectionKeys = rx
+        self.engine: str = engine
         self._moved: Callable[[], bool] | None = None
 
     @property

@@ -89,9 +89,9 @@ class CryptoInfo:
                 )
         if not 0 <= rec_seq < _REC_SEQ_END:
             raise InvalidValue(f"rec_seq must be from 0 to 2**64 - 1, not {rec_seq}")
-        self.version = int(version)
-        self.cipher_type = int(cipher_type)
-        self.rec_seq = rec_seq
+        self.version: int = int(version)
+        self.cipher_type: int = int(cipher_type)
+        self.rec_seq: int = rec_seq
         self._key = bytearray(key)
         self._iv = bytearray(salt) + iv  # the 12-byte nonce base, as csrc/kernel.h has it
 
