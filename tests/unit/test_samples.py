@@ -114,7 +114,8 @@ def test_blocks():
 @pytest.mark.parametrize(
     ("language", "expected"),
     [
-        ("python", True), ("py", True), ("python3", True), ("pycon", True), ("text", False),
+        ("python", True), ("py", True), ("python3", True), ("pycon", True), ("ipython3", True),
+        ("text", False),
         ("{code-block} python", True), ("sh", False), ("", False), ("happy", False),
     ],
 )  # fmt: skip
