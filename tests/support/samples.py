@@ -33,6 +33,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 4096
 #: The port in the samples; one that is free takes its place.
 PORT = "4433"
+#: How often it is looked, every 0.1 s, whether a sample listens: in the lab a start takes long.
+_TRIES = 2000
 
 _OPENING = re.compile(r"^( {0,3})(`{3,}|~{3,})(.*)$")
 _NAMED = re.compile(r"^<!-- (sample|output): (\S+) -->$")
@@ -156,7 +158,7 @@ class Running:
 
     def wait(self) -> Finished:
         """Its end, which has to come by itself."""
-        output, errors = self.process.communicate(timeout=100)
+        output, errors = self.process.communicate(timeout=200)
         return Finished(self.process.returncode, output, errors)
 
 
@@ -237,7 +239,7 @@ def free_port() -> int:
 
 def connect(port: int) -> socket.socket:
     """A connection to a sample, as soon as it listens."""
-    for _ in range(600):
+    for _ in range(_TRIES):
         try:
             return socket.create_connection(("127.0.0.1", port), timeout=30)
         except ConnectionRefusedError:
@@ -247,7 +249,7 @@ def connect(port: int) -> socket.socket:
 
 def wait_until_listening(port: int) -> None:
     """For a sample that takes one connection, which is not to be this one (Linux)."""
-    for _ in range(600):
+    for _ in range(_TRIES):
         lines = pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]
         # local address, remote address, state: proc(5); 0A is TCP_LISTEN
         if any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in map(str.split, lines)):
