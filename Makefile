@@ -12,7 +12,8 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel types release-check lint format clean
+.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel types \
+	release-check lint docs format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
@@ -28,7 +29,8 @@ help:
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
 	@echo 'make types     a program with types, as mypy and pyright see it; make wheel has it too'
 	@echo 'make release-check  the list that a release has to pass; ARGS=--quick leaves out what builds'
-	@echo 'make lint      ruff, mypy --strict, stubtest, gcc and clang with -Werror, clang-tidy, cppcheck'
+	@echo 'make lint      ruff, mypy, stubtest, gcc and clang with -Werror, clang-tidy, cppcheck, docs'
+	@echo 'make docs      the documentation as HTML: build/docs/index.html'
 	@echo 'make clean     remove what was built'
 	@echo
 	@echo 'The lab boots real kernels in QEMU where this one has no TLS; KERNEL="6.1 7.3" chooses.'
@@ -98,7 +100,7 @@ release-check:
 
 # cppcheck is not given the files that only compare headers: there is no code in them.
 lint:
-	$(SETUP) lint,lab,test
+	$(SETUP) lint,lab,test,docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -117,6 +119,12 @@ lint:
 	done
 	cppcheck --quiet --error-exitcode=1 --enable=warning,style,performance,portability \
 		--inline-suppr --std=c11 -Icsrc $(filter-out %_check.c,$(C_FILES))
+	$(MAKE) docs SETUP=:
+
+# Every warning is an error.  Nothing is fetched but the packages.
+docs:
+	$(SETUP) docs
+	$(PY) -m sphinx -E -W --keep-going -q -b html docs build/docs
 
 format:
 	$(VENV)/bin/ruff check --fix .

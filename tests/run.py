@@ -44,20 +44,20 @@ HOST = "this machine"
 ON_ONE_KERNEL = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
-        "asyncio_recipes",
         "bad_input",
         "benchmarks",
         "cpython_ssl",
         "demo",
         "module_loading",
         "probe",
-        "readme",
+        "samples",
         "serve",
         "serve_clients",
     )
 )
 SAME_EVERYWHERE = (
     "tests/unit/test_aio.py",
+    "tests/unit/test_samples.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
 LAST_SHARE, OTHERS_SHARE = 4, 6

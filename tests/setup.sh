@@ -42,7 +42,7 @@ fi
 need gcc command -v gcc
 need libc6-dev test -e /usr/include/stdio.h
 need openssl command -v openssl
-if ! own_kernel_has_tls 2>/dev/null; then
+if [ "$extras" != docs ] && ! own_kernel_has_tls 2>/dev/null; then
     need qemu-system-x86 command -v qemu-system-x86_64
     need kmod sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v depmod'
     need busybox-static command -v busybox

@@ -107,7 +107,7 @@ def check_file(file: Any, offset: int, count: int | None) -> None:
 def _send_pieces(layer: RecordLayer, pieces: Sequence[ReadableBuffer], flags: int) -> int:
     total = 0
     for piece in pieces:
-        layer.sendall_slowly(piece, flags)
+        layer.send_all(piece, flags)
         total += len(memoryview(piece))
     return total
 

@@ -737,7 +737,10 @@ class RecordLayer(_records.Channel):
 
     def sendall_slowly(self, data: ReadableBuffer, flags: Any) -> None:
         """Do sendall with any arguments, in any state."""
-        flags = arguments.flags(flags)
+        self.send_all(data, arguments.flags(flags))
+
+    def send_all(self, data: ReadableBuffer, flags: int) -> None:
+        """Send all of ``data``, with flags that are the library's own."""
         with self.send_lock, arguments.buffer_view(data) as view:
             deadline = self.before_sending(min(len(view), _MOST_AT_ONCE))
             for begin in range(0, len(view), _MOST_AT_ONCE):

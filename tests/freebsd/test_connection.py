@@ -585,3 +585,15 @@ def kernel_info() -> freebsd.TLSEnable:
     return freebsd.TLSEnable(
         TLS_1_3, freebsd.CRYPTO_AES_NIST_GCM_16, key=bytes(16), iv=bytes(12), rec_seq=0
     )
+
+
+@over_versions
+def test_a_drop_in_socket_sends_a_file_with_what_goes_around_it(version: int) -> None:
+    client, server = tls.contexts(version, watch=False)
+    pyktls.wrap_context(client, require=True)
+    with tls.connect(client, server) as pair, tempfile.TemporaryFile() as file:
+        sock, peer = pair.ends()[0]
+        file.write(b"the file")
+        file.seek(0)
+        assert sock.sendfile(file, headers=[b"head", b" "], trailers=[b" tail"]) == 18
+        assert recv_exactly(peer, 18) == b"head the file tail"

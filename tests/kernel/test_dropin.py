@@ -416,6 +416,19 @@ def test_the_accept_loop_of_a_server_survives_that_cipher():
                 sock.unwrap()
 
 
+@over_versions
+@receiving_or_not
+def test_a_file_with_what_goes_around_it(version, rx):
+    with switched(version, rx=rx) as (sock, peer), tempfile.TemporaryFile() as file:
+        file.write(b"the file")
+        file.seek(0)
+        assert sock.sendfile(file, headers=[b"head", b" "], trailers=[b" tail"]) == 18
+        assert recv_exactly(peer, 18) == b"head the file tail"
+        with pytest.raises(ValueError, match="non-zero flags not allowed in calls to sendall"):
+            sock.sendall(b"", socket.MSG_MORE)
+        both_ways(sock, peer)
+
+
 # ---- OpenSSL and the descriptor ----------------------------------------------------------------
 
 

@@ -22,8 +22,8 @@ from OpenSSL import SSL
 
 import pyktls
 from support import tls
-from support.readme import example
 from support.records import ALERT, APPLICATION_DATA, HANDSHAKE, Opener, Sealer, read_record
+from support.samples import execute_sample
 from support.systems import linux_only
 from support.tls import TLS_1_2, TLS_1_3
 
@@ -620,8 +620,8 @@ def test_the_readmes_example(
     thread = in_thread(server.do_handshake)
     installed: list[tuple[object, pyktls.Session]] = []
     monkeypatch.setattr(pyktls, "install", lambda *arguments: installed.append(arguments))
-    code = example("MemoryBIOHandshake").replace("example.org", tls.HOST)
-    exec(code, {"pyktls": pyktls, "sock": tcp[0], "context": contexts[0]})  # noqa: S102
+    names = {"pyktls": pyktls, "sock": tcp[0], "context": contexts[0]}
+    execute_sample("README.md", "memory-bio", names, {"example.org": tls.HOST})
     thread.join()
     ((sock, session),) = installed
     assert sock is tcp[0]

@@ -1,0 +1,196 @@
+"""docs/: all public names are in the reference, and tables say what the code says."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import re
+
+import pytest
+
+import pyktls
+from pyktls import Cause, freebsd
+from pyktls.linux import crypto_info, options
+from support.samples import ROOT, pages
+from support.selftest import EXPECTED_FAILURES
+
+DOCS = ROOT / "docs"
+MODULES = ("pyktls", "pyktls.aio", "pyktls.linux", "pyktls.freebsd", "pyktls.lowlevel")
+#: What `pyktls.serve` has besides, for the command.
+NOT_FOR_PROGRAMS = {"pyktls.serve.SUMMARY", "pyktls.serve.add_arguments", "pyktls.serve.run"}
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all rows of all tables of a Markdown text."""
+    found = re.findall(r"^\|(.*)\|$", text, re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")] for row in found]
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below the heading that begins so, up to the next one of its level or above."""
+    (level, body) = re.findall(
+        rf"^(#+) {re.escape(heading)}.*?\n(.*)", text, re.MULTILINE | re.DOTALL
+    )[0]
+    return re.split(rf"^#{{1,{len(level)}}} ", body, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+# ---- the reference ---------------------------------------------------------------------------
+
+
+def documented(text: str) -> set[str]:
+    """The full names that a page of the reference has an entry for, and its modules."""
+    found = set()
+    module = ""
+    for kind, name in re.findall(r"^\.\. ([a-z]+):: ([\w.]+)", text, re.MULTILINE):
+        if kind == "currentmodule":
+            module = name
+        elif kind == "automodule":
+            found.add(name)
+        elif kind == "data" or kind.startswith("auto"):
+            found.add(f"{module}.{name}")
+    return found
+
+
+def test_every_public_name_is_in_the_reference_and_no_other():
+    entries = {}
+    for page in (DOCS / "reference").glob("*.rst"):
+        for name in documented(page.read_text(encoding="utf-8")):
+            entries[name] = page.name
+    public = {
+        f"{module}.{name}"
+        for module in (*MODULES, "pyktls.serve")
+        for name in importlib.import_module(module).__all__
+    }
+    assert public - entries.keys() == NOT_FOR_PROGRAMS
+    # Modules are entries too; those that are not public have something to tell about a public name.
+    told = {"pyktls", "pyktls.errors", "pyktls.probe", "pyktls.moving"}
+    assert entries.keys() - public <= told
+
+
+def test_entries_are_found():
+    text = ".. automodule:: a.b\n\n.. currentmodule:: a\n\n.. autoclass:: C()\n   :members:\n"
+    assert documented(f"{text}\n.. data:: d\n.. note:: n\n") == {"a.b", "a.C", "a.d"}
+
+
+# ---- the pages -------------------------------------------------------------------------------
+
+
+def test_the_index_has_every_page_once():
+    """Sphinx notices a page that it does not have; one that it names may still be to come."""
+    toctrees = re.findall(
+        r"^```\{toctree\}\n(.*?)^```$", read("index.md"), re.MULTILINE | re.DOTALL
+    )
+    named = [
+        line for tree in toctrees for line in tree.splitlines() if line and not line.startswith(":")
+    ]
+    there = {
+        str(pathlib.Path(page).relative_to("docs").with_suffix(""))
+        for page in pages()
+        if page.startswith("docs/")
+    } - {"index"}
+    assert len(set(named)) == len(named)
+    assert there <= set(named)
+    assert set(named) - there <= {"architecture", "command", "deprecation"}
+
+
+def test_every_link_to_a_file_leads_to_one():
+    for page in pages():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+
+def test_every_cause_is_told():
+    codes = [row[0].strip("`") for row in rows(section(read("is-it-on.md"), "On this machine"))]
+    assert codes[:2] == ["code", "---"]
+    assert codes[2:] == [cause.value for cause in Cause]
+
+
+def test_the_refusals_are_worded_as_in_the_code():
+    table = rows(section(read("is-it-on.md"), "Why this connection was refused"))[2:]
+    assert len(table) == 10
+    code = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "src" / "pyktls").rglob("*.py")
+    )
+    # As the program says it: string literals in a row are one.
+    said = re.sub(r'"\s*\n\s*f?"', "", code)
+    for text, *_ in table:
+        for part in text.split("..."):
+            assert part.strip() in said, text
+
+
+def figures(text: str) -> dict[tuple[str, str, str], str]:
+    """(section, row, column) of every field in docs/benchmarks.md."""
+    found = {}
+    for heading, body in re.findall(r"^### (.*?)\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL):
+        table = rows(body)
+        for row in table[2:]:
+            for column, field in zip(table[0][1:], row[1:], strict=False):
+                found[heading, row[0], column] = field
+    return found
+
+
+def test_the_gains_are_those_that_were_measured():
+    measured = figures(read("benchmarks.md"))
+    table = [row for row in rows(read("gains.md")) if row[1].endswith(" x")]
+    assert len(table) == 11
+    for what, gain, begin, row, column in table:
+        (field,) = {
+            value
+            for (heading, name, title), value in measured.items()
+            if heading.startswith(begin) and (name, title) == (row, column)
+        }
+        assert field.endswith(f"({gain})"), what
+
+
+def test_the_costs_that_the_text_names_are_those_that_were_measured():
+    text, measured = read("gains.md"), read("benchmarks.md")
+    assert "the first 180 KiB" in re.sub(r"\s+", " ", text)
+    assert "the first 180 KiB" in re.sub(r"\s+", " ", measured)
+    fields = figures(measured)
+    heading = "Handshake, with the switch and without: microseconds"
+    without, with_switch = (
+        float(fields[heading, "server, ECDSA P-256", column].replace(",", ""))
+        for column in ("handshake, processor", "handshake and switch, processor")
+    )
+    assert "about a third of an ECDSA handshake" in text
+    assert 0.28 < with_switch / without - 1 < 0.39
+
+
+def test_the_table_of_kernels_says_what_the_code_says():
+    since = {row[1]: row[0] for row in rows(section(read("kernels.md"), "Linux"))}
+    for name, _, release in options._OPTIONS.values():
+        assert since[f"`{name}`"] == release
+    assert since["change of keys, for TLS 1.3"] in crypto_info.NO_REKEY
+    releases = {f"{major}.{minor}" for major, minor in (e.before for e in EXPECTED_FAILURES)}
+    assert releases <= set(since.values())
+
+
+def test_the_table_of_kernels_says_what_the_tests_said():
+    (counts,) = (row[1:] for row in rows(read("kernels.md")) if row[0].startswith("scenarios"))
+    names = next(row[1:] for row in rows(read("kernels.md")) if row[1:2] == ["6.1.192"])
+    results = {row[0]: row[2] for row in rows(read("selftests.md")) if len(row) == 4}
+    assert counts == [results[name] for name in names]
+
+
+def test_the_gates_are_freebsds():
+    table = rows(section(read("freebsd.md"), "Switch it on"))[2:]
+    told = [row[0].strip("`") for row in table]
+    assert len(told) == 5
+    assert set(told) < set(freebsd.GATES)
+
+
+@pytest.mark.parametrize("name", ["tutorial", "drop-in", "one-direction", "moving"])
+def test_pages_name_only_what_there_is(name):
+    """Attributes of pyktls that a page has in its text."""
+    for path in set(re.findall(r"\bpyktls((?:\.[a-z_A-Z]\w*)+)", read(f"{name}.md"))):
+        thing = pyktls
+        for part in path[1:].split("."):
+            thing = getattr(thing, part)
