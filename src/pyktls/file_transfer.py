@@ -159,7 +159,8 @@ def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> 
     """
     step = min(left, _STEP)
     try:
-        layer.before_sending(step)  # a KeyUpdate may have to come first
+        if not (layer.straight_out and layer.count(step, 1)):
+            layer.before_sending(step)  # a KeyUpdate may have to come first
         fd = layer.descriptor()
         _ask(layer, fd)
         sent, error = system.sendfile_once(fd, source, offset, step)
