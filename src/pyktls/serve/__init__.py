@@ -23,18 +23,21 @@ if TYPE_CHECKING:
     from .limits import Limits
     from .server import Server, create_server
 
-__all__ = ["SUMMARY", "Limits", "Server", "add_arguments", "create_server", "run"]
+__all__ = ["EXIT_STATUS", "Limits", "Server", "add_arguments", "create_server", "run"]
 
-SUMMARY = "serve the files of a directory over HTTPS"
 DESCRIPTION = """\
 Serve the files below a directory over HTTPS (HTTP/1.1, GET and HEAD).  Where
 the kernel has TLS, files go out with sendfile(2) and are encrypted there.
 """
 EPILOG = """\
 SIGINT and SIGTERM stop it: running responses may end, for --grace seconds; a
-second one stops it at once.  Exit status: 0 if it was stopped, 1 if responses
-were cut off then, 2 if it cannot run.
+second one stops it at once.
 """
+EXIT_STATUS = {
+    0: "it was stopped",
+    1: "responses were cut off then",
+    2: "it cannot run, or wrong usage",
+}
 
 _HOMES = {"Limits": ".limits", "Server": ".server", "create_server": ".server"}
 
@@ -68,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=_port, default=8443, help="default: %(default)s")
     parser.add_argument("--index", action="store_true", help="list directories")
     parser.add_argument("--quiet", action="store_true", help="no line for each response")
+    parser.add_argument(
+        "--json", action="store_true", help="the lines on standard output are JSON objects"
+    )
     parser.add_argument(
         "--require", action="store_true", help="end connections that the kernel cannot take"
     )
