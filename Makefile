@@ -12,7 +12,8 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel lint format clean
+.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel man lint \
+	format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
@@ -26,6 +27,7 @@ help:
 	@echo 'make pythons   the unit tests on CPython 3.11 to 3.15, also those of other Debian releases'
 	@echo 'make test-all  the same with every Python and every variant there is'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
+	@echo 'make man       the man page, build/pyktls.1, from the parsers of the command'
 	@echo 'make lint      ruff, mypy --strict, gcc and clang with -Werror, clang-tidy, cppcheck'
 	@echo 'make clean     remove what was built'
 	@echo
@@ -85,6 +87,12 @@ test-all: lint test-c abi cross demo wheel peers pythons
 
 wheel:
 	PYTHON=$(PYTHON) wheels/build.sh dist
+
+# Not committed and in no wheel: it is made from the parsers in a second, and a copy would grow old.
+man:
+	$(SETUP) lab
+	mkdir -p build
+	$(PY) -m pyktls.commands.manual >build/pyktls.1
 
 # cppcheck is not given the files that only compare headers: there is no code in them.
 lint:

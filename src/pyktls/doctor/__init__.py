@@ -18,7 +18,7 @@ from pyktls.engines.choice import engines
 from pyktls.errors import Error
 from pyktls.probe import probe
 
-from .cards import cards
+from .cards import read_cards
 from .crypto import read_crypto
 from .machine import read_machine
 from .openssl import look_at_openssl
@@ -78,7 +78,7 @@ def examine() -> Report:
         openssl=look_at_openssl(support),
         machine=machine,
         crypto=crypto,
-        cards=cards() if on_linux else None,
+        cards=read_cards() if on_linux else None,
     )
 
 

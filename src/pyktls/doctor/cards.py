@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FEATURES", "Card", "cards"]
+__all__ = ["FEATURES", "Card", "read_cards"]
 
 #: What a card may do of TLS, by the kernel's names.
 FEATURES = {
@@ -46,7 +46,7 @@ class Card:
     features: dict[str, str] | None
 
 
-def cards() -> tuple[Card, ...] | None:
+def read_cards() -> tuple[Card, ...] | None:
     """The interfaces of this network namespace, None on a system that has no ethtool."""
     try:
         import fcntl  # noqa: PLC0415  (with the rest of what is Linux's)
