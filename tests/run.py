@@ -47,6 +47,7 @@ ON_ONE_KERNEL = tuple(
         "asyncio_recipes",
         "bad_input",
         "benchmarks",
+        "command",
         "cpython_ssl",
         "demo",
         "module_loading",
@@ -58,6 +59,7 @@ ON_ONE_KERNEL = tuple(
 )
 SAME_EVERYWHERE = (
     "tests/unit/test_aio.py",
+    "tests/unit/test_command.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
 LAST_SHARE, OTHERS_SHARE = 4, 6

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime as dt
 import io
+import itertools
 import json
 import os
+import pathlib
 import pty
 import re
 import signal
@@ -24,6 +27,7 @@ from pyktls.commands import COMMANDS, build_parser, ending, manual, sockets, sta
 from pyktls.commands.stat import Change, Reading
 from pyktls.commands.terminal import Paint, fold
 from pyktls.linux import TLSStat
+from pyktls.serve import access_log
 from pyktls.survey import Endpoint
 from support.systems import linux_only
 
@@ -697,3 +701,70 @@ def test_the_module_prints_it(page: str) -> None:
         [sys.executable, "-m", "pyktls.commands.manual"], capture_output=True, text=True, check=True
     )
     assert done.stdout == page
+
+
+# ---- the documentation -----------------------------------------------------------------------
+
+DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs/command.md"
+
+
+def example(title: str) -> str:
+    """The first example below that heading."""
+    part = DOCS.read_text().partition(f"\n## {title}\n")[2]
+    return re.search(r"```(?:text|json)\n(.*?)```", part, re.DOTALL)[1]
+
+
+@pytest.mark.usefixtures("linux_columns")
+def test_the_example_of_stat(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(1)
+    monkeypatch.setattr(stat.time, "strftime", lambda _: f"12:00:0{next(clock)}")
+    nothing = dict.fromkeys(LINUX, 0)
+    out = io.StringIO()
+    line = stat._text_lines(out)
+    before = reading(1.0, **nothing)
+    for now in (
+        reading(
+            2.0, **{**nothing, "TlsCurrTxSw": 12, "TlsCurrRxSw": 12, "TlsTxSw": 3, "TlsRxSw": 3}
+        ),
+        reading(
+            3.0,
+            **{
+                **nothing,
+                "TlsCurrTxSw": 14,
+                "TlsCurrRxSw": 14,
+                "TlsTxSw": 5,
+                "TlsRxSw": 5,
+                "TlsDecryptError": 1,
+            },
+        ),
+    ):
+        line(now, now.change(before))
+        before = now
+    assert out.getvalue() == example("stat")
+
+
+def test_the_example_of_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "name_of", lambda _: "python3")
+    shown = sockets.as_text(info(rx=Mode.SOFTWARE, wqueue=1448, processes=(1234,)), Paint(None))
+    assert "\n".join(shown) + "\n" == example("sockets")
+
+
+def test_the_examples_of_serve_are_what_it_writes() -> None:
+    listening, response = map(json.loads, example("serve").splitlines())
+    log = io.StringIO()
+    peer, request = response["peer"], response["request"].encode()
+    now = dt.datetime.fromisoformat(response["time"]).timestamp()
+    access_log.JSONLog(log).write(peer, request, response["status"], response["bytes"], now)
+    assert log.getvalue() == f"{json.dumps(response)}\n"
+    assert listening["event"] == "listening"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_mentioned_in_the_documentation(name: str) -> None:
+    parser = subparsers(build_parser({name}))[name]
+    text = DOCS.read_text()
+    if name == "serve":  # has a page of its own
+        text += DOCS.with_name("serve.md").read_text()
+    for action in parser._actions:
+        for option in action.option_strings:
+            assert option in ("-h", "--help") or option in text, option

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pathlib
 import platform
 import re
 import socket
@@ -33,7 +34,6 @@ from support.systems import linux_only
 
 if TYPE_CHECKING:
     import array
-    import pathlib
     from collections.abc import Callable
 
 TX, RX = Direction.TX, Direction.RX
@@ -874,3 +874,18 @@ def test_an_engine_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("PYKTLS_ENGINE", "steam")
     assert main(["doctor"]) == 2
     assert "PYKTLS_ENGINE" in capsys.readouterr().err
+
+
+def test_the_example_in_the_documentation() -> None:
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs/command.md"
+    example = re.search(r"```text\n(no: .*?)```", page.read_text(), re.DOTALL)
+    release = "6.12.57+deb13-amd64"
+    path = f"/lib/modules/{release}/kernel/net/tls/tls.ko.xz"
+    answer = no(Cause.NO_MODULE, f"the tls module is there ({path}) and not loaded")
+    shown = "\n".join(lines_of(made(support(answer, state="on-disk"), DEBIAN)))
+    assert example is not None
+    assert shown.startswith(example[1])
+    statuses = re.findall(r"^\| (\d) \| (.*) \|$", page.read_text(), re.MULTILINE)
+    assert {int(n): text for n, text in statuses} == {
+        n: text for n, text in doctor.EXIT_STATUS.items() if n != 2
+    }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,11 @@ EPILOG = """\
 SIGINT and SIGTERM stop it: running responses may end, for --grace seconds; a
 second one stops it at once.
 """
+CANNOT_RUN = 2
 EXIT_STATUS = {
     0: "it was stopped",
     1: "responses were cut off then",
-    2: "it cannot run, or wrong usage",
+    CANNOT_RUN: "it cannot run, or wrong usage",
 }
 
 _HOMES = {"Limits": ".limits", "Server": ".server", "create_server": ".server"}
@@ -125,6 +127,14 @@ def _grace(text: str) -> float:
     return seconds
 
 
+def cannot_run(error: Exception, options: argparse.Namespace) -> int:
+    """Say why, and return the exit status."""
+    print(f"pyktls serve: {error}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"event": "error", "error": str(error)}))
+    return CANNOT_RUN
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the server until it is stopped, and return its exit status."""
     if options.selfsigned == (options.cert is not None) or (options.selfsigned and options.key):
@@ -132,8 +142,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _need_h11()
     except Error as e:
-        print(f"pyktls serve: {e}", file=sys.stderr)
-        return 2
+        return cannot_run(e, options)
     from .command import serve  # noqa: PLC0415  (see above)
 
     return serve(options)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyktls.errors import Error
 from pyktls.probe import probe
 
+from . import cannot_run
 from .certificates import load_selfsigned
 from .limits import Limits
 from .server import Server, create_server
@@ -22,9 +23,9 @@ from .server import Server, create_server
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["CANNOT_RUN", "CUT_OFF", "OK", "serve"]
+__all__ = ["CUT_OFF", "OK", "serve"]
 
-OK, CUT_OFF, CANNOT_RUN = 0, 1, 2
+OK, CUT_OFF = 0, 1
 
 #: Descriptors for what is no connection; each of those takes two, itself and a file.
 OTHER_DESCRIPTORS = 32
@@ -44,8 +45,7 @@ def serve(options: argparse.Namespace) -> int:
         context, about = make_context(options)
         return asyncio.run(_serve(options, limits, context, about))
     except (OSError, Error) as e:
-        print(f"pyktls serve: {e}", file=sys.stderr)
-        return CANNOT_RUN
+        return cannot_run(e, options)
 
 
 def make_room(connections: int) -> None:
