@@ -378,14 +378,16 @@ def test_watch(readings: list[Any], capsys: Any) -> None:
         reading(10.0),
         reading(12.0, TlsTxSw=33, TlsTxDevice=12, TlsCurrTxSw=5),
         reading(13.0, TlsTxSw=33, TlsTxDevice=12, TlsDecryptError=2, TlsTxRekeyOk=5),
+        reading(14.0, TlsTxSw=33, TlsTxDevice=12, TlsDecryptError=2, TlsTxRekeyOk=5),
     ]
-    assert main(["stat", "--watch", "--count", "2"]) == 0
+    assert main(["stat", "--watch", "--count", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["now", "new", "per", "second"]
     assert lines[1].split() == ["time", "tx", "rx", "in", "card", "tx", "rx", "rekeys", "errors"]
     assert lines[2].split()[1:] == ["6", "2", "1", "2.5", "0.0", "0.0", "0.0"]
     assert lines[3].split()[1:] == ["4", "2", "1", "0.0", "0.0", "1.0", "2.0"]
     assert re.match(r"\d\d:\d\d:\d\d ", lines[2])
+    assert len([line for line in lines if "TlsDecryptError" in line]) == 1
     assert lines[4].split()[:2] == ["TlsDecryptError", "+2:"]
     assert max(map(len, lines)) <= 80
 
@@ -681,6 +683,10 @@ def test_what_is_common_is_in_it(page: str) -> None:
 def test_synopsis_is_as_the_parsers_say(page: str) -> None:
     synopsis = plain(section(page, "SYNOPSIS"))
     assert "[--watch [SECONDS]] [--count N] [--pid PID] [--json]\n" in synopsis
+    options = plain(section(page, "PYKTLS STAT"))
+    assert "\n.B --watch [SECONDS]\n" in options
+    assert "\n.B --count N\n" in options
+    assert "\n.B --json\n" in options
     assert re.search(r"^\.B pyktls serve\n\[-h\].* DIR$", synopsis, re.MULTILINE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -127,19 +128,54 @@ def test_one_cipher_less_is_partly() -> None:
     result = lacking(answer, *which)
     said = judge(result, NATIVE, OFFERED)
     assert said.level is Level.PARTLY
-    assert "sends not with CHACHA20_POLY1305 with TLS 1.3" in said.text
-    assert "receives not with" in said.text
+    assert "does not send with CHACHA20_POLY1305 with TLS 1.3" in said.text
+    assert "does not receive with CHACHA20" in said.text
     finding = only(result)  # one reason, one finding
     assert finding.text.startswith("no ChaCha20 here (CHACHA20_POLY1305 TLS 1.3 tx, ")
     assert (finding.fault, finding.remedy) == (True, "configure it")
+
+
+CHACHA20 = lacking(
+    no(Cause.CIPHER_MISSING, "no code", "since 5.11"),
+    *((v, "CHACHA20_POLY1305", d) for v in VERSIONS for d in Direction),
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "ids", "remedy", "commands"),
+    [
+        ("n", ("debian",), "it takes a kernel that is built with {option}=m; since 5.11", ()),
+        ("y", ("debian",), "since 5.11", ()),
+        (
+            "m",
+            ("ubuntu",),
+            "Ubuntu keeps part of a kernel's modules in a package of its own",
+            (f"apt install linux-modules-extra-{RELEASE}", "modprobe chacha20poly1305"),
+        ),
+    ],
+)
+def test_code_that_is_not_there(
+    value: str, ids: tuple[str, ...], remedy: str, commands: tuple[str, ...]
+) -> None:
+    option = "CONFIG_CRYPTO_CHACHA20POLY1305"
+    where = dataclasses.replace(LOADED_AT_BOOT, ids=ids, config={option: value})
+    finding = only(CHACHA20, where)
+    assert (finding.remedy, finding.commands) == (remedy.format(option=option), commands)
+
+
+def test_code_that_is_there_and_not_approved() -> None:
+    where = dataclasses.replace(LOADED_AT_BOOT, config={"CONFIG_CRYPTO_CHACHA20POLY1305": "m"})
+    settings = {"crypto.fips_enabled": 1}
+    finding = only(dataclasses.replace(CHACHA20, settings=settings), where)
+    assert (finding.remedy, finding.commands) == ("since 5.11", ())
 
 
 def test_one_direction_is_partly() -> None:
     answer = no(Cause.TOO_OLD, "it does not receive")
     said = judge(lacking(answer, *((v, n, RX) for v, n in OFFERED)), NATIVE, OFFERED)
     assert said.level is Level.PARTLY
-    assert "receives with none of the ciphers" in said.text
-    assert "sends" not in said.text
+    assert "does not receive with any cipher" in said.text
+    assert "not send" not in said.text
 
 
 def test_what_is_not_offered_does_not_matter() -> None:
@@ -609,7 +645,7 @@ class Ethtool:
 
 
 def test_a_card_that_does_tls() -> None:
-    ask = Ethtool(available={3, 35}, active={3}, fixed={36})
+    ask = Ethtool(available={3, 35, 36}, active={3}, fixed={36})
     assert cards._card("eth9", ask) == Card(
         "eth9",
         "mlx5_core",

@@ -252,7 +252,35 @@ _GATES = ("kern.ipc.tls.enable", "kern.ipc.tls.rx_enable", "kern.ipc.mb_use_ext_
 # ---- there is, but ---------------------------------------------------------------------------
 
 
-def _lacking(support: KernelSupport, lacks: Iterable[Missing]) -> Iterator[Finding]:
+#: By cipher: the option that a kernel is configured with for it, and the module that is its code.
+_CODE = {
+    "AES_128_GCM": ("CONFIG_CRYPTO_GCM", "gcm"),
+    "AES_256_GCM": ("CONFIG_CRYPTO_GCM", "gcm"),
+    "AES_128_CCM": ("CONFIG_CRYPTO_CCM", "ccm"),
+    "CHACHA20_POLY1305": ("CONFIG_CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
+}
+
+
+def _code(
+    support: KernelSupport, answer: Answer, name: str, machine: Machine
+) -> tuple[str | None, tuple[str, ...]]:
+    """What would help where the kernel lacks the code of a cipher."""
+    option, module = _CODE.get(name, ("", ""))
+    value = machine.config.get(option)
+    if value == "n":
+        return f"it takes a kernel that is built with {option}=m; {answer.remedy}", ()
+    # In FIPS mode code that is there is not to be used, and the answer's remedy says so.
+    if value != "m" or support.settings.get("crypto.fips_enabled"):
+        return answer.remedy, ()
+    package = _package(machine)
+    if contained(support, machine) or "reboot" in package.commands:
+        return package.text, package.commands
+    return package.text, (*package.commands, f"modprobe {module}")
+
+
+def _lacking(
+    support: KernelSupport, lacks: Iterable[Missing], machine: Machine
+) -> Iterator[Finding]:
     """A finding for each reason, however many ciphers have it."""
     seen: dict[tuple[str, str | None], list[str]] = {}
     answers: dict[tuple[str, str | None], Answer] = {}
@@ -264,11 +292,13 @@ def _lacking(support: KernelSupport, lacks: Iterable[Missing]) -> Iterator[Findi
         answers[key] = answer
     for key, names in seen.items():
         answer = answers[key]
+        remedy: str | None = answer.remedy
+        commands: tuple[str, ...] = ()
         if support.system == "FreeBSD":
             finding = _freebsd(support, answer)
             remedy, commands = finding.remedy, finding.commands
-        else:
-            remedy, commands = answer.remedy, ()
+        elif answer.code is Cause.CIPHER_MISSING:
+            remedy, commands = _code(support, answer, names[0].partition(" ")[0], machine)
         yield Finding(True, f"{answer.reason} ({', '.join(names)})", remedy, commands)
 
 
@@ -329,7 +359,7 @@ def find(
     crypto: Crypto | None,
 ) -> tuple[Finding, ...]:
     """All of it: what is in the way first."""
-    found = [*_lacking(support, lacks)] if support.tls else [_no_tls(support, machine)]
+    found = [*_lacking(support, lacks, machine)] if support.tls else [_no_tls(support, machine)]
     found += _engines(engines)
     found += _advice(support, machine, crypto)
     return tuple(sorted(found, key=lambda finding: not finding.fault))

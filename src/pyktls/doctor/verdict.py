@@ -78,13 +78,13 @@ def judge(
     if len(lacks) == 2 * len(offered):
         return Verdict(Level.NO, "the kernel takes none of the ciphers that OpenSSL offers")
     faults = []
-    for direction, verb in ((Direction.TX, "sends"), (Direction.RX, "receives")):
+    for direction, verb in ((Direction.TX, "send"), (Direction.RX, "receive")):
         theirs = [(v, name) for v, name, d in lacks if d is direction]
         if len(theirs) == len(offered):
-            faults.append(f"the kernel {verb} with none of the ciphers that OpenSSL offers")
+            faults.append(f"the kernel does not {verb} with any cipher that OpenSSL offers")
         elif theirs:
             names = ", ".join(f"{name} with {VERSIONS[v]}" for v, name in theirs)
-            faults.append(f"the kernel {verb} not with {names}")
+            faults.append(f"the kernel does not {verb} with {names}")
     if not any(engine.chosen and engine.usable for engine in engines):
         faults.append("the keys of an ssl.SSLSocket cannot be taken out of this Python's OpenSSL")
     if faults:
