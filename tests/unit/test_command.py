@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime as dt
+import errno
 import io
 import itertools
 import json
@@ -187,6 +188,32 @@ def test_a_pipe_that_is_closed_before_anything_is_written() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["doctor", "stat"])
+def test_a_full_disk_is_no_answer(command: str, unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [*COMMAND, command, "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 74
+    message = "pyktls: the output cannot be written: No space left on device"
+    assert done.stderr.splitlines()[-1] == message
+    assert "Traceback" not in done.stderr
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    def fail() -> int:
+        raise OSError(errno.EBADMSG, "a bug")
+
+    with pytest.raises(OSError, match="a bug"):
+        ending.run_to_its_end(fail)
 
 
 def test_an_interrupt_ends_it_quietly() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TextIO
 
-__all__ = ["CLOSED_PIPE", "INTERRUPTED", "run_to_its_end"]
+__all__ = ["CANNOT_WRITE", "CLOSED_PIPE", "INTERRUPTED", "run_to_its_end"]
 
+CANNOT_WRITE = os.EX_IOERR
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -31,15 +34,25 @@ def run_to_its_end(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _write_nowhere()
+        _write_nowhere(sys.stdout, sys.stderr)
         return CLOSED_PIPE
+    except OSError as e:
+        # The interpreter's own 1 would be an answer of some command.
+        if e.errno not in _FULL:
+            raise
+        _write_nowhere(sys.stdout)
+        print(f"pyktls: the output cannot be written: {e.strerror}", file=sys.stderr)
+        return CANNOT_WRITE
 
 
-def _write_nowhere() -> None:
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+def _write_nowhere(*streams: TextIO | None) -> None:
     """What is still buffered goes to /dev/null, at the interpreter's end, without a word."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in streams:
             if stream is not None:
                 os.dup2(nowhere, stream.fileno())
     finally:
