@@ -871,6 +871,14 @@ def test_json(name: str) -> None:
     assert found["kernel"] == json.loads(json.dumps(REPORTS[name].support.as_dict()))
 
 
+def test_the_documentation_names_all_of_it() -> None:
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs/command.md"
+    part = page.read_text().partition("\n## doctor\n")[2].partition("\n## ")[0]
+    finding = SCHEMA["findings"][0]
+    for name in ({*SCHEMA} - {"pyktls"}) | {*SCHEMA["verdict"]} | {*finding}:
+        assert f"`{name}`" in part, name
+
+
 def test_json_has_the_directions_by_name() -> None:
     own = REPORTS["yes"].as_dict()["openssl"]["own"]
     assert own == {"TLS 1.2": {"tx": True, "rx": True}, "TLS 1.3": {"tx": False, "rx": False}}
