@@ -1,8 +1,9 @@
-"""pyktls doctor, stat and sockets on a real kernel, as a user runs them."""
+"""pyktls doctor, stat and sockets on a real kernel."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -14,13 +15,13 @@ import pytest
 
 import pyktls
 from pyktls import doctor
+from pyktls.__main__ import main
 from pyktls.ciphers import TLS_1_3
 from support import kernel, tls
 from support.kernel import both_ways
 
 COMMAND = [sys.executable, "-m", "pyktls"]
 SUITE = kernel.suite(TLS_1_3, "AES_256_GCM")
-# A program takes its time to start in the lab.
 PATIENCE = 120
 
 only_root = pytest.mark.skipif(
@@ -29,6 +30,15 @@ only_root = pytest.mark.skipif(
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process: a program takes long to start in the lab."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([*arguments])
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it."""
     return subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -160,7 +170,7 @@ def test_watch_for_people():
 @only_root
 def test_sockets_lists_a_live_connection_with_its_process():
     with switched() as (one, two):
-        found = json.loads(run("sockets", "--json").stdout)["sockets"]
+        found = json.loads(start("sockets", "--json").stdout)["sockets"]
         text = run("sockets").stdout
         ports = {sock.getsockname()[1] for sock in (one, two)}
     mine = [info for info in found if info["local"]["port"] in ports]
