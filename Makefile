@@ -13,7 +13,7 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
 .PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel types \
-	release-check lint docs format clean
+	release-check man lint docs format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
@@ -29,6 +29,7 @@ help:
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
 	@echo 'make types     a program with types, as mypy and pyright see it; make wheel has it too'
 	@echo 'make release-check  the list that a release has to pass; ARGS=--quick leaves out what builds'
+	@echo 'make man       the man page, build/pyktls.1, from the parsers of the command'
 	@echo 'make lint      ruff, mypy, stubtest, gcc and clang with -Werror, clang-tidy, cppcheck, docs'
 	@echo 'make docs      the documentation as HTML: build/docs/index.html'
 	@echo 'make clean     remove what was built'
@@ -97,6 +98,12 @@ types:
 release-check:
 	$(SETUP) lab,release
 	$(PY) -m tests.release $(ARGS)
+
+# Not committed and in no wheel: it is made from the parsers in a second, and a copy would grow old.
+man:
+	$(SETUP) lab
+	mkdir -p build
+	$(PY) -m pyktls.commands.manual >build/pyktls.1
 
 # cppcheck is not given the files that only compare headers: there is no code in them.
 lint:

@@ -46,6 +46,7 @@ ON_ONE_KERNEL = tuple(
     for name in (
         "bad_input",
         "benchmarks",
+        "command",
         "cpython_ssl",
         "demo",
         "module_loading",
@@ -57,6 +58,7 @@ ON_ONE_KERNEL = tuple(
 )
 SAME_EVERYWHERE = (
     "tests/unit/test_aio.py",
+    "tests/unit/test_command.py",
     "tests/unit/test_samples.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )

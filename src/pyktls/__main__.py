@@ -1,34 +1,27 @@
-"""The command: ``pyktls`` and ``python -m pyktls``.
-
-Each subcommand lives in a module of its own, which says what it needs (``add_arguments``) and does
-it (``run``, which returns the exit status).
-"""
+"""The command: ``pyktls`` and ``python -m pyktls``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from . import __version__, demo, serve
+from .commands import build_parser
+from .commands.ending import run_to_its_end
 
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's own) and return its exit status."""
-    parser = argparse.ArgumentParser(prog="pyktls", description="Kernel TLS for Python.")
-    parser.add_argument("--version", action="version", version=f"pyktls {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in (("demo", demo), ("serve", serve)):
-        command = commands.add_parser(
-            name, help=module.SUMMARY, description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    options = parser.parse_args(argv)
-    status: int = options.run(options)
-    return status
+    arguments = sys.argv[1:] if argv is None else argv
+    # Before the subcommand's name there are only options without a value.
+    name = next((word for word in arguments if not word.startswith("-")), "")
+
+    def run() -> int:
+        options = build_parser({name}).parse_args(arguments)
+        status: int = options.run(options)
+        return status
+
+    return run_to_its_end(run)
 
 
 if __name__ == "__main__":

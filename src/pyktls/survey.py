@@ -1,6 +1,7 @@
 """All connections with kernel TLS, whoever switched them on: asked of the kernel.
 
-``status`` is for a socket in hand; this is for those of the whole network namespace.
+``status`` is for a socket in hand; this is for those of the whole network namespace.  (pyroute2,
+as of 0.9, lists connections too, and hands out what the kernel says of their TLS as bytes.)
 """
 
 from __future__ import annotations

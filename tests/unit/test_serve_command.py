@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import re
 import resource
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+import pyktls
 from pyktls import Error, Unavailable, serve
 from pyktls.__main__ import main
 from pyktls.serve import certificates, command
@@ -28,6 +30,7 @@ from support.serving import TIMEOUT, get
 if TYPE_CHECKING:
     import pathlib
 
+SERVE = [sys.executable, "-m", "pyktls", "serve"]
 CONTENT = bytes(range(251)) * 40_000
 
 
@@ -55,7 +58,7 @@ class Command:
 
     def __init__(self, root: pathlib.Path, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pyktls", "serve", str(root), "--port=0", *arguments],
+            [*SERVE, str(root), "--port=0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -123,6 +126,47 @@ def test_it_serves_until_a_signal_comes(root, files, number):
         assert re.match(r"pyktls serve: TLS is done by (the kernel|OpenSSL, .+)", running.output[2])
         assert '"GET /small HTTP/1.1" 200 10' in running.output[3]
         assert len(running.output) == 4
+
+
+def test_with_json_every_line_is_an_object(root, files):
+    cert, key = map(str, files)
+    with subprocess.Popen(
+        [*SERVE, str(root), "--port=0", "--json", "--cert", cert, "--key", key],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        listening = json.loads(process.stdout.readline())
+        port = int(re.fullmatch(r"https://127\.0\.0\.1:(\d+)/", listening.pop("url"))[1])
+        assert listening.pop("tls").startswith("TLS is done by ")
+        assert listening == {
+            "event": "listening",
+            "directory": str(root),
+            "certificate": f"the certificate in {cert}",
+            "kernel_tls": pyktls.probe().supports(0x0304, "AES_256_GCM"),
+        }
+        with (
+            socket.create_connection(("127.0.0.1", port), TIMEOUT) as tcp,
+            tls.client_context().wrap_socket(tcp, server_hostname="localhost") as sock,
+        ):
+            sock.sendall(get("/small", "Connection: close"))
+            assert read_all(sock).endswith(b"0123456789")
+        response = json.loads(process.stdout.readline())
+        assert (response["event"], response["bytes"]) == ("response", 10)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == ""
+        assert process.wait(TIMEOUT) == 0
+
+
+def test_with_json_it_says_why_it_cannot(root, monkeypatch, capsys):
+    assert main(["serve", str(root), "--json", "--cert", str(root / "none")]) == 2
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["event"] == "error"
+    assert said.err == f"pyktls serve: {found['error']}\n"
+    monkeypatch.setitem(sys.modules, "h11", None)
+    assert main(["serve", str(root), "--json", "--selfsigned"]) == 2
+    assert "pyktls[serve]" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_running_responses_end_and_idle_connections_do_not_wait(root, files):

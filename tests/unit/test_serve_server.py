@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import datetime as dt
 import http.client
+import json
 import os
 import random
 import re
@@ -676,8 +678,32 @@ def test_one_line_for_each_response(server):
         assert re.fullmatch(rf"127\.0\.0\.1 - - {stamp} {expected}", line), line
 
 
-def test_a_log_that_nobody_reads_any_more(root):
-    with Running(root) as server:
+def test_one_object_for_each_response(root):
+    before = dt.datetime.now(dt.UTC)
+    with Running(root, json_log=True) as server:
+        with server.connect() as client:
+            client.send(get('/small.txt?"\\') + get("/nothing"))
+            client.reply()
+            client.reply()
+            client.send(b"\xff\r\n\r\n")
+            client.reply()
+        server.wait_until_alone()
+        found = [json.loads(line) for line in server.lines()]
+    times = [dt.datetime.fromisoformat(one.pop("time")) for one in found]
+    assert times == sorted(times)
+    # Written to the millisecond.
+    assert before - dt.timedelta(milliseconds=1) <= times[0] <= dt.datetime.now(dt.UTC)
+    common = {"event": "response", "peer": "127.0.0.1"}
+    assert found == [
+        {**common, "request": 'GET /small.txt?"\\ HTTP/1.1', "status": 200, "bytes": 10},
+        {**common, "request": "GET /nothing HTTP/1.1", "status": 404, "bytes": 14},
+        {**common, "request": None, "status": 400, "bytes": 16},
+    ]
+
+
+@pytest.mark.parametrize("json_log", [False, True])
+def test_a_log_that_nobody_reads_any_more(root, json_log):
+    with Running(root, json_log=json_log) as server:
         server.log.close()
         assert server.get("/small.txt").status == 200
         assert server.get("/small.txt").status == 200

@@ -43,9 +43,8 @@ if TYPE_CHECKING:
     from .outcomes import Outcome
     from .steps import Setting, Step
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
+__all__ = ["EXIT_STATUS", "add_arguments", "run"]
 
-SUMMARY = "send a file through kernel TLS to unmodified peers, and prove it"
 DESCRIPTION = """\
 Send a real file through kernel TLS to programs that know nothing of it, and
 prove it.  For TLS 1.3 and TLS 1.2, on the loopback interface:
@@ -60,12 +59,15 @@ Each time the SHA-256 is taken at the far end and compared with the file's.
 That the kernel did the encryption is read from the kernel.
 """
 EPILOG = """\
-Temporary files are in $TMPDIR, or else in memory if there is room.  Exit
-status: 0 if every SHA-256 matched and the kernel confirmed every pyktls
-socket, 1 if not, 2 if the demo cannot run here (no kernel TLS, no openssl).
+Temporary files are in $TMPDIR, or else in memory if there is room.
 """
 
 OK, FAILED, CANNOT_RUN = 0, 1, 2
+EXIT_STATUS = {
+    OK: "every SHA-256 matched and the kernel confirmed every pyktls socket",
+    FAILED: "they did not",
+    CANNOT_RUN: "the demo cannot run here (no kernel TLS, no openssl), or wrong usage",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

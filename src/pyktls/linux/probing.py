@@ -50,11 +50,11 @@ from .trial import Pretended, Spare, attach, give_keys, zero_keys
 from .ulp import NO_TLS_REMEDY, set_ulp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .defects import Defect
 
-__all__ = ["examine", "situation", "still_without"]
+__all__ = ["examine", "read_configs", "situation", "still_without"]
 
 Ciphers: TypeAlias = dict[tuple[int, str, Direction], Answer]
 
@@ -137,8 +137,8 @@ def privileges() -> Privileges:
 # ---- the module ------------------------------------------------------------------------------
 
 
-def _config(release: str) -> tuple[str | None, str | None]:
-    """What CONFIG_TLS is, and which file says so."""
+def read_configs(release: str) -> Iterator[tuple[str, bytes]]:
+    """The running kernel's configuration, from each file that has it: its path and its text."""
     for path in ("/proc/config.gz", f"/boot/config-{release}"):
         text = _read(path)
         if text is None:
@@ -148,6 +148,12 @@ def _config(release: str) -> tuple[str | None, str | None]:
                 text = zlib.decompress(text, wbits=31)
             except zlib.error:
                 continue
+        yield path, text
+
+
+def _config(release: str) -> tuple[str | None, str | None]:
+    """What CONFIG_TLS is, and which file says so."""
+    for path, text in read_configs(release):
         found = re.search(rb"^(?:CONFIG_TLS=([ym])|# CONFIG_TLS is not set)$", text, re.MULTILINE)
         # A configuration that does not even name it has it off with what it depends on.
         value = found[1].decode() if found and found[1] else "n"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -23,18 +24,22 @@ if TYPE_CHECKING:
     from .limits import Limits
     from .server import Server, create_server
 
-__all__ = ["SUMMARY", "Limits", "Server", "add_arguments", "create_server", "run"]
+__all__ = ["EXIT_STATUS", "Limits", "Server", "add_arguments", "create_server", "run"]
 
-SUMMARY = "serve the files of a directory over HTTPS"
 DESCRIPTION = """\
 Serve the files below a directory over HTTPS (HTTP/1.1, GET and HEAD).  Where
 the kernel has TLS, files go out with sendfile(2) and are encrypted there.
 """
 EPILOG = """\
 SIGINT and SIGTERM stop it: running responses may end, for --grace seconds; a
-second one stops it at once.  Exit status: 0 if it was stopped, 1 if responses
-were cut off then, 2 if it cannot run.
+second one stops it at once.
 """
+CANNOT_RUN = 2
+EXIT_STATUS = {
+    0: "it was stopped",
+    1: "responses were cut off then",
+    CANNOT_RUN: "it cannot run, or wrong usage",
+}
 
 _HOMES = {"Limits": ".limits", "Server": ".server", "create_server": ".server"}
 
@@ -68,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=_port, default=8443, help="default: %(default)s")
     parser.add_argument("--index", action="store_true", help="list directories")
     parser.add_argument("--quiet", action="store_true", help="no line for each response")
+    parser.add_argument(
+        "--json", action="store_true", help="the lines on standard output are JSON objects"
+    )
     parser.add_argument(
         "--require", action="store_true", help="end connections that the kernel cannot take"
     )
@@ -119,6 +127,14 @@ def _grace(text: str) -> float:
     return seconds
 
 
+def cannot_run(error: Exception, options: argparse.Namespace) -> int:
+    """Say why, and return the exit status."""
+    print(f"pyktls serve: {error}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"event": "error", "error": str(error)}))
+    return CANNOT_RUN
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the server until it is stopped, and return its exit status."""
     if options.selfsigned == (options.cert is not None) or (options.selfsigned and options.key):
@@ -126,8 +142,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _need_h11()
     except Error as e:
-        print(f"pyktls serve: {e}", file=sys.stderr)
-        return 2
+        return cannot_run(e, options)
     from .command import serve  # noqa: PLC0415  (see above)
 
     return serve(options)

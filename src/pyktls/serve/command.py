@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import pathlib
 import resource
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyktls.errors import Error
 from pyktls.probe import probe
 
+from . import cannot_run
 from .certificates import load_selfsigned
 from .limits import Limits
 from .server import Server, create_server
@@ -21,9 +23,9 @@ from .server import Server, create_server
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["CANNOT_RUN", "CUT_OFF", "OK", "serve"]
+__all__ = ["CUT_OFF", "OK", "serve"]
 
-OK, CUT_OFF, CANNOT_RUN = 0, 1, 2
+OK, CUT_OFF = 0, 1
 
 #: Descriptors for what is no connection; each of those takes two, itself and a file.
 OTHER_DESCRIPTORS = 32
@@ -43,8 +45,7 @@ def serve(options: argparse.Namespace) -> int:
         context, about = make_context(options)
         return asyncio.run(_serve(options, limits, context, about))
     except (OSError, Error) as e:
-        print(f"pyktls serve: {e}", file=sys.stderr)
-        return CANNOT_RUN
+        return cannot_run(e, options)
 
 
 def make_room(connections: int) -> None:
@@ -90,6 +91,7 @@ async def _serve(
         index=options.index,
         limits=limits,
         log=None if options.quiet else sys.stdout,
+        json_log=options.json,
         require=options.require,
     )
     stop = asyncio.Event()
@@ -111,10 +113,17 @@ def _on_signal(stop: asyncio.Event, server: Server) -> None:
 
 
 def startup_lines(options: argparse.Namespace, server: Server, about: str) -> list[str]:
-    """Where the server is, and who does the TLS."""
+    """Where the server is, and who does the TLS; with --json an object for each address."""
     place = pathlib.Path(options.directory).resolve()
-    lines = [f"pyktls serve: {place} at {url_of(s.getsockname())}" for s in server.sockets]
-    return [*lines, f"pyktls serve: {about}", f"pyktls serve: {who_does_tls()}"]
+    urls = [url_of(s.getsockname()) for s in server.sockets]
+    who = who_does_tls()
+    if options.json:
+        common = {"directory": str(place), "certificate": about, "kernel_tls": kernel_does_tls()}
+        return [
+            json.dumps({"event": "listening", "url": url, **common, "tls": who}) for url in urls
+        ]
+    lines = [f"pyktls serve: {place} at {url}" for url in urls]
+    return [*lines, f"pyktls serve: {about}", f"pyktls serve: {who}"]
 
 
 def url_of(address: tuple[str | int, ...]) -> str:
@@ -123,10 +132,16 @@ def url_of(address: tuple[str | int, ...]) -> str:
     return f"https://[{host}]:{port}/" if ":" in str(host) else f"https://{host}:{port}/"
 
 
+def kernel_does_tls() -> bool:
+    """Whether the kernel does it, with what is negotiated unless somebody wants something else."""
+    support = probe()
+    return support.tls.yes and support.supports(0x0304, "AES_256_GCM")
+
+
 def who_does_tls() -> str:
     """Whether the kernel does, and if not, why."""
     support = probe()
-    if support.tls and support.supports(0x0304, "AES_256_GCM"):
+    if kernel_does_tls():
         return "TLS is done by the kernel"
     answer = support.tls if not support.tls else support.answer(0x0304, "AES_256_GCM", "tx")
     remedy = f"; {answer.remedy}" if answer.remedy else ""

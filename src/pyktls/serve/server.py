@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pyktls import aio
 
-from .access_log import AccessLog
+from .access_log import AccessLog, JSONLog
 from .connection import Connection
 from .limits import Limits
 from .service import Service
@@ -39,13 +39,15 @@ async def create_server(
     index: bool = False,
     limits: Limits | None = None,
     log: TextIO | None = None,
+    json_log: bool = False,
     require: bool = False,
     **options: Any,
 ) -> Server:
     """Serve the files below ``directory`` over HTTPS, and return the running ``Server``.
 
     ``ssl`` is a server's context with its certificate loaded.  ``index`` turns lists of directories
-    on.  ``log`` is a text file that gets a line for each response.  With ``require`` a connection
+    on.  ``log`` is a text file that gets a line for each response, in the Common Log Format, or
+    with ``json_log`` as an object (``JSONLog`` in access_log.py).  With ``require`` a connection
     that the kernel's TLS cannot take is ended, instead of being served by OpenSSL.  ``host`` None
     is every address, ``port`` 0 any that is free; ``options`` are more of those of
     ``pyktls.aio.create_server``: ``sock``, ``backlog``, ``reuse_port`` and so on.
@@ -55,7 +57,8 @@ async def create_server(
     limits = limits or Limits()
     site = Site(directory, index=index)
     try:
-        service = Service(site, limits, AccessLog(log) if log is not None else None)
+        lines = (JSONLog if json_log else AccessLog)(log) if log is not None else None
+        service = Service(site, limits, lines)
         if "sock" in options:
             host, port = None, None  # type: ignore[assignment]
         listener = await aio.create_server(
