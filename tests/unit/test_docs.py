@@ -17,7 +17,7 @@ from support.selftest import EXPECTED_FAILURES
 DOCS = ROOT / "docs"
 MODULES = ("pyktls", "pyktls.aio", "pyktls.linux", "pyktls.freebsd", "pyktls.lowlevel")
 #: What `pyktls.serve` has besides, for the command.
-NOT_FOR_PROGRAMS = {"pyktls.serve.SUMMARY", "pyktls.serve.add_arguments", "pyktls.serve.run"}
+NOT_FOR_PROGRAMS = {f"pyktls.serve.{name}" for name in ("EXIT_STATUS", "add_arguments", "run")}
 
 
 def read(name: str) -> str:
