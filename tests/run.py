@@ -62,7 +62,7 @@ SAME_EVERYWHERE = (
     "tests/unit/test_samples.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
-LAST_SHARE, OTHERS_SHARE = 4, 6
+LAST_SHARE, OTHERS_SHARE = 5, 8
 TIMEOUT = 7200.0
 PRINTING = threading.Lock()
 
