@@ -97,6 +97,9 @@ class System(Protocol):
     ) -> tuple[int, OSError | None]:
         """The same with one system call, which may take less although there is more room."""
 
+    def sendfile_may_stall(self, fd: int, /) -> bool:
+        """Whether a sendfile(2) that is made otherwise than by these two may stop for good."""
+
     def is_gone(self, fd: int, /) -> bool:
         """Whether the connection is lost, and sendfile would not tell."""
 

@@ -186,6 +186,26 @@ def test_files_go_by_sendfile(name, way, version, monkeypatch, big_file, offset,
     ground.run(main)
 
 
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_files_with_a_small_send_buffer(name, way, version, monkeypatch, big_file):  # noqa: F811
+    """Linux before 6.5 stops here for good, if a call goes beyond the end of a record."""
+    ground = Ground(KERNEL, name, version, monkeypatch)
+
+    async def main():
+        send = aio.sendfile if way == "aio" else asyncio.get_running_loop().sendfile
+        async with pair(ground) as (near, far):
+            sock = near.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            near.transport.write(b"head")
+            with big_file.open("rb") as file:
+                assert await send(near.transport, file, 3, 500_000) == 500_000
+            near.transport.write(b"tail")
+            await far.until(500_008)
+            assert far.data == b"head" + big_file.read_bytes()[3:500_003] + b"tail"
+
+    ground.run(main)
+
+
 @pytest.fixture
 def asyncio_ground(version, monkeypatch):
     return Ground(KERNEL, "asyncio", version, monkeypatch)

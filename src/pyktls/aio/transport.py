@@ -633,7 +633,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     def _sendfile_compatible(self) -> constants._SendfileMode:
         """Asked by asyncio's ``loop.sendfile``, which then looks into its list of transports."""
         end = self._end
-        if end is None or not end.sends_files:
+        if end is None or not end.sends_files or end.file_may_stall():
             return constants._SendfileMode.FALLBACK  # noqa: SLF001
         known: MutableMapping[object, object] | None = getattr(self._loop, "_transports", None)
         if known is not None:

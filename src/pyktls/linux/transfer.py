@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from pyktls import _records, arguments
 from pyktls.errors import Unavailable, syscall_error
-from pyktls.socket_calls import descriptor, getsockopt
+from pyktls.socket_calls import descriptor, getsockopt, setsockopt
 
 from . import defects
 from .calls import only_on_linux
@@ -33,8 +35,60 @@ __all__ = ["sendfile", "splice_from_pipe", "splice_to_pipe"]
 
 # The most that one call of sendfile(2) or splice(2) moves.
 _MOST = 0x7FFFF000
+# What one record takes; this and more begins another one.
+_RECORD = 16384
+_PAGE = 4096
+# Where sendfile may stall, a send buffer (SO_SNDBUF) that does not hold a pipe's pages: all but the
+# last, 15 of 16, complete three records, of 49,218 bytes together.
+_SMALL_BUFFER = 1 << 16
 # linux/tcp.h: struct tcp_info begins with the state; net/tcp_states.h: this one is the last.
 _TCP_CLOSE = 7
+
+
+# ---- small send buffers ----------------------------------------------------------------------
+
+
+def _gives_pages_singly(release: str) -> bool:
+    """Whether sendfile gives each page to the socket by a call of its own, as before Linux 6.5."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return found is not None and (int(found[1]), int(found[2])) < (6, 5)
+
+
+_PAGES_SINGLY = _gives_pages_singly(os.uname().release)
+
+
+def sendfile_may_stall(fd: int) -> bool:
+    """Whether one sendfile(2), or splice(2), of several records may stop and never go on.
+
+    Before Linux 6.5 all pages that a pipe holds but the last are announced as not the last
+    (MSG_SENDPAGE_NOTLAST).  A record that such a page completes is left for TCP to send later; if
+    it fills the send buffer, the kernel waits for room (net/tls/tls_sw.c, tls_sw_do_sendpage),
+    and nobody sends it.  So with a small send buffer no call goes beyond the end of a record.
+    """
+    if not _PAGES_SINGLY:
+        return False
+    try:
+        size = getsockopt(fd, socket.SOL_SOCKET, socket.SO_SNDBUF, 4, "SO_SNDBUF")
+    except OSError:
+        return False  # sendfile itself will tell
+    return int.from_bytes(size, sys.byteorder) < _SMALL_BUFFER
+
+
+def _within_a_record(offset: int) -> int:
+    """How much of a file a call takes that does not go beyond the end of a record.
+
+    Records end where the offset is a multiple of their size, so that one that an earlier call has
+    begun, but found no room to complete, ends as well.
+    """
+    return _RECORD - offset % _RECORD
+
+
+def _push(fd: int) -> None:
+    """Have TCP send what it keeps for more data to come; uncorking does it, corked or not."""
+    corked = getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_CORK, 4, "TCP_CORK")
+    setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_CORK, bytes(4), "TCP_CORK")
+    if any(corked):
+        setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_CORK, corked, "TCP_CORK")
 
 
 # ---- sendfile --------------------------------------------------------------------------------
@@ -44,6 +98,8 @@ def sendfile_once(
     sock: int, file: int, offset: int = 0, count: int = 0
 ) -> tuple[int, OSError | None]:
     """One sendfile(2) on descriptors: the bytes that were taken, or 0 and the error."""
+    if sendfile_may_stall(sock):
+        count = min(count or _MOST, _within_a_record(offset))
     try:
         return os.sendfile(sock, file, offset, count), None
     except OSError as e:
@@ -137,11 +193,16 @@ def _send_file(fd: int, source: int, offset: int, count: int) -> Iterator[int]:
     back if it was asked for more.
     """
     end = offset + count if count else 2**63
+    short = sendfile_may_stall(fd)
+    # What was sent before may have left a record open; a single page does not hold it up.
+    longest = _PAGE - offset % _PAGE
     while offset < end:
         available = os.fstat(source).st_size - offset
         step = min(end - offset, available, _MOST)
         if step <= 0:
             return
+        if short:
+            step = min(step, longest, _within_a_record(offset))
         try:
             sent = os.sendfile(fd, source, offset, step)
         except InterruptedError:  # a handler that raises has done so (PEP 475)
@@ -152,6 +213,7 @@ def _send_file(fd: int, source: int, offset: int, count: int) -> Iterator[int]:
             return  # the file has become shorter since its size was asked for
         yield sent
         offset += sent
+        longest = _RECORD
 
 
 # ---- splice ----------------------------------------------------------------------------------
@@ -180,7 +242,14 @@ def splice_from_pipe(
     arguments.count("count", count)
     source, fd = descriptor(pipe), descriptor(sock)
     _refuse_where_defective("splice_from_pipe", defects.splice_from_pipe)
-    return _splice(source, fd, count, flags)
+    if not sendfile_may_stall(fd):
+        return _splice(source, fd, count, flags)
+    try:
+        return _splice(source, fd, min(count, _RECORD), flags)
+    finally:
+        # A record that an earlier call left open may have been completed in the midst of this one.
+        with contextlib.suppress(OSError):
+            _push(fd)
 
 
 def splice_to_pipe(sock: HasFileno | int, pipe: HasFileno | int, count: int, flags: int = 0) -> int:
