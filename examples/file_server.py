@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import os
 import pathlib
 import signal
 import ssl
@@ -126,9 +127,12 @@ def main() -> int:
     print(f"serving {options.directory} at https://{host}:{port}/", flush=True)
     try:
         with server:  # its end waits for the threads
-            server.serve_forever()
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print("stopping: what is being sent goes on", flush=True)
+    except KeyboardInterrupt:  # the second time
+        os._exit(1)
     return 0
 
 

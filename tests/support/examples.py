@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DIRECTORY = ROOT / "examples"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
-TIMEOUT = 60.0
+TIMEOUT = 150.0
 
 
 @functools.cache
@@ -115,6 +115,13 @@ class Running:
             self.process.stderr.close()
         if kind is None:
             assert not any("Traceback" in line or "Warning" in line for line in self.err), self.err
+
+    def forget(self) -> None:
+        """Forget what it has said so far, so that another test does not take it for its own."""
+        with self._changed:
+            assert not any("Traceback" in line or "Warning" in line for line in self.err), self.err
+            self.out.clear()
+            self.err.clear()
 
     def stop(self, signal_: int = signal.SIGTERM) -> None:
         """Have it stop, and see that it does."""
