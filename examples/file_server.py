@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
-import os
 import pathlib
 import signal
 import ssl
@@ -125,14 +124,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as SIGINT does
     host, port = server.socket.getsockname()[:2]
     print(f"serving {options.directory} at https://{host}:{port}/", flush=True)
-    try:
-        with server:  # its end waits for the threads
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                print("stopping: what is being sent goes on", flush=True)
-    except KeyboardInterrupt:  # the second time
-        os._exit(1)
+    with server:  # its end waits for the threads
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)  # the second one waits for nothing
+            print("stopping: what is being sent goes on", flush=True)
     return 0
 
 

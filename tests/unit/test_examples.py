@@ -14,8 +14,13 @@ import os
 import pathlib
 import re
 import resource
+import signal
+import smtplib
 import socket
+import ssl
+import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -244,6 +249,120 @@ def test_carry_is_not_idle_while_one_direction_moves():
         carried.right.shutdown(socket.SHUT_WR)
         carried.join()
     assert carried.result == (8, 0)
+
+
+def test_proxy_knows_its_server(monkeypatch):
+    """Ours is none of the system's authorities."""
+    server = tls.server_context()
+
+    def talk():
+        with pytest.raises(ssl.SSLError, match=r"(?i)unknown.ca"):
+            server.wrap_socket(listener.accept()[0], server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        upstream = "localhost", listener.getsockname()[1]
+        monkeypatch.setattr(proxy, "reason_to_copy", lambda *_: None)
+        found = proxy.Proxy(server, upstream, ssl.create_default_context(), idle=1.0, connections=1)
+        thread = threading.Thread(target=talk)
+        thread.start()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            asyncio.run(found.connect())
+        thread.join()
+    with pytest.raises(ConnectionRefusedError):
+        asyncio.run(found.connect())
+
+
+# ---- mail: the client ------------------------------------------------------------------------
+
+
+def send(tmp_path, port, *more):
+    path = tmp_path / "message"
+    path.write_bytes(b"Subject: secret\r\n\r\n")
+    given = ["send", str(path), "localhost", "--port", str(port), "--from", "a@b", "--to", "c@d"]
+    return mail.send(mail.parse([*given, *more]))
+
+
+def answering(listener, replies, got):
+    """A server that says what it is told to, and takes down what it hears."""
+
+    def talk():
+        sock, _ = listener.accept()
+        sock.settimeout(tls.TIMEOUT)
+        with sock:
+            sock.sendall(b"220 ready\r\n")
+            while data := sock.recv(1000):
+                got.append(data[:8].strip().lower())
+                sock.sendall(replies.get(got[-1][:8].split()[0], b"500 what?\r\n"))
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    return thread
+
+
+def test_mail_is_not_sent_in_plain_text(tmp_path):
+    """Somebody on the way has taken STARTTLS out of the reply."""
+    got = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        replies = {b"ehlo": b"250 ok\r\n", b"quit": b"221 bye\r\n"}
+        thread = answering(listener, replies, got)
+        with pytest.raises(smtplib.SMTPNotSupportedError):
+            send(tmp_path, listener.getsockname()[1])
+        thread.join()
+    assert [line.split()[0] for line in got] == [b"ehlo", b"quit"]
+
+
+def test_mail_is_not_sent_to_somebody_else(tmp_path):
+    """The server's certificate is of our authority, which is none of the system's."""
+    context = tls.server_context()
+    with mail.Server(("127.0.0.1", 0), tmp_path / "none", context) as server:
+        failures = []
+        server.handle_error = lambda *_: failures.append(sys.exc_info()[1])
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                send(tmp_path, server.socket.getsockname()[1])
+            limit = time.monotonic() + tls.TIMEOUT
+            while not failures and time.monotonic() < limit:
+                time.sleep(0.01)
+        finally:
+            server.shutdown()
+            thread.join()
+    (error,) = failures
+    assert error.reason == "TLSV1_ALERT_UNKNOWN_CA"
+
+
+# ---- programs that cannot start --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["file_server", "splice_proxy", "starttls_mail"])
+def test_without_a_certificate(name, tmp_path, capsys, monkeypatch):
+    module = examples.load(name)
+    given = {
+        "file_server": [str(tmp_path)],
+        "splice_proxy": ["localhost:1", "--connections", "1"],
+        "starttls_mail": ["serve", str(tmp_path)],
+    }[name]
+    monkeypatch.setattr(module, "why_not", lambda: None)  # as if the kernel had TLS
+    monkeypatch.setattr(sys, "argv", [name, *given, "--cert", str(tmp_path / "none.pem")])
+    assert module.main() == 1
+    assert capsys.readouterr() == ("", f"{name}: [Errno 2] No such file or directory\n")
+
+
+def test_daemon_whose_place_is_taken(tmp_path, capsys, monkeypatch):
+    taken = tmp_path / "tls"
+    taken.touch()
+    monkeypatch.setattr(daemon, "why_not", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["handshake_daemon", "--socket", str(taken)])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert daemon.main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"handshake_daemon: \[Errno \d+\] Address already in use\n", err)
+    assert taken.exists()  # it is somebody else's
 
 
 # ---- mail: the dialogue ----------------------------------------------------------------------
