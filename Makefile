@@ -112,7 +112,8 @@ lint:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
-		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py tests/release.py
+		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py tests/release.py \
+		examples
 	$(PY) -m mypy.stubtest pyktls --concise --allowlist tests/typing/stubtest.txt \
 		--mypy-config-file pyproject.toml
 	@set -e; for file in $(C_FILES); do \

@@ -40,7 +40,8 @@ WITHOUT_TLS = "6.12-notls"
 DEFECTIVE = "6.1-main"
 HOST = "this machine"
 # Arguments thrown at random, of which tests/unit has many more; the benchmarks; CPython's own tests
-# of ssl; what a process may do, by its privileges; the demo, which `make demo` runs on each kernel.
+# of ssl; what a process may do, by its privileges; the demo, which `make demo` runs on each kernel;
+# the programs in examples/.
 ON_ONE_KERNEL = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
@@ -49,6 +50,7 @@ ON_ONE_KERNEL = tuple(
         "command",
         "cpython_ssl",
         "demo",
+        "examples",
         "module_loading",
         "probe",
         "samples",
