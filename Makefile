@@ -12,8 +12,8 @@ C_FLAGS = -std=c11 -D_GNU_SOURCE -Icsrc
 # The other system's file, on the fake of its calls; `make cross` has the real headers.
 FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
-.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel types \
-	release-check man lint docs format clean
+.PHONY: help demo test bench peers pythons test-c test-freebsd abi cross test-all wheel wheels \
+	test-wheel types release-check man lint docs format clean
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
@@ -27,6 +27,8 @@ help:
 	@echo 'make pythons   the unit tests on CPython 3.11 to 3.15, also those of other Debian releases'
 	@echo 'make test-all  the same with every Python and every variant there is'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
+	@echo 'make wheels    all that is published, built twice and tried everywhere: wheels/README.md'
+	@echo 'make test-wheel  the kernel tests on the wheel in dist/ instead of the tree'
 	@echo 'make types     a program with types, as mypy and pyright see it; make wheel has it too'
 	@echo 'make release-check  the list that a release has to pass; ARGS=--quick leaves out what builds'
 	@echo 'make man       the man page, build/pyktls.1, from the parsers of the command'
@@ -85,11 +87,33 @@ abi:
 			-isystem $$include -isystem $$include/x86_64-linux-gnu csrc/$$file; \
 	done
 
-test-all: lint test-c abi cross demo wheel peers pythons
+test-all: lint test-c abi cross demo wheel wheels peers pythons
 	$(MAKE) test ARGS=--everything
 
 wheel:
 	PYTHON=$(PYTHON) wheels/build.sh dist
+
+# ARGS="--only abi3 --once" builds less, TRY="--only 3.12" tries less; wheels/README.md has the rest.
+wheels:
+	$(SETUP) wheels
+	[ -x build/wheels/bin/python ] || $(PYTHON) -m venv build/wheels
+	build/wheels/bin/python -m pip install -q --disable-pip-version-check -r wheels/requirements.txt
+	build/wheels/bin/python -m wheels $(ARGS)
+	$(SETUP) test,cross
+	rm -rf build/sdist && mkdir build/sdist && tar -xf dist/pyktls-*.tar.gz -C build/sdist
+	cd build/sdist/pyktls-* && PYKTLS_STRICT=1 $(abspath $(PY)) -m pytest -q \
+		tests/freebsd/test_cross_compile.py
+	build/wheels/bin/python -m wheels.trials $(TRY)
+
+# As make test, which takes the same KERNEL and ARGS.
+test-wheel:
+	$(SETUP) lab
+	$(PYTHON) -m venv --clear build/of-wheel
+	build/of-wheel/bin/python -m pip install -q --disable-pip-version-check \
+		"$$(ls $(CURDIR)/dist/pyktls-*-abi3-manylinux2014_$$(uname -m).whl)[lab,test]"
+	cd / && $(CURDIR)/build/of-wheel/bin/python -c 'import pyktls, sys; \
+		sys.exit(not pyktls.__file__.startswith(sys.prefix) and f"not the wheel: {pyktls.__file__}")'
+	build/of-wheel/bin/python -m tests.run --no-host $(KERNELS) $(ARGS)
 
 types:
 	$(SETUP) types,test
@@ -113,7 +137,7 @@ lint:
 	$(VENV)/bin/mypy
 	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
 		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py tests/release.py \
-		examples
+		examples wheels
 	$(PY) -m mypy.stubtest pyktls --concise --allowlist tests/typing/stubtest.txt \
 		--mypy-config-file pyproject.toml
 	@set -e; for file in $(C_FILES); do \

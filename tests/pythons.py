@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = cache_root().parent / "pythons"
 #: Each in a process of its own: tests/freebsd brings its own build of the package.
-TESTS = ("tests/unit", "tests/freebsd")
+TESTS = (("tests/unit",), ("tests/freebsd",))
 #: What runs and builds leave in the tree; the rest of it is copied.
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "*.so", "_kernel.c", "build", "dist", "test-results"
@@ -64,8 +64,10 @@ LEFT_OUT = shutil.ignore_patterns(
 PACKAGES = ("ca-certificates", "curl", "gcc", "libc6-dev", "libffi-dev", "mount", "openssl")
 #: What CPython is built from besides.
 FOR_CPYTHON = ("libbz2-dev", "liblzma-dev", "libssl-dev", "make", "pkgconf", "zlib1g-dev")
+#: What its libraries are built from, for musl, and with what.
+FOR_MUSL = ("autoconf", "automake", "libltdl-dev", "libtool", "musl-tools", "perl")
 RELEASES = {
-    "trixie": ("python3.13-dev", "python3.13-venv", *PACKAGES),
+    "trixie": ("python3.13-dev", "python3.13-venv", *PACKAGES, *FOR_CPYTHON, *FOR_MUSL),
     "forky": (
         *("python3.14-dev", "python3.14-venv", "python3.15-dev", "python3.15-venv"),
         *(*PACKAGES, *FOR_CPYTHON),
@@ -184,10 +186,10 @@ class Release(Place):
     store = Path("/opt/pyktls")
     script = Path("/usr/share/debootstrap/scripts/sid")
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, packages: Sequence[str] = ()) -> None:
         self.suite = suite
         self.root = CACHE / suite
-        self.packages = sorted(RELEASES[suite])
+        self.packages = sorted(packages or RELEASES[suite])
 
     def outside(self, path: Path) -> Path:
         return self.root / path.relative_to("/")
@@ -262,12 +264,16 @@ class Release(Place):
             if done.returncode:
                 print(done.stdout, done.stderr, sep="\n", flush=True)
                 raise MissingError(f"debootstrap: {reason(done.stdout + done.stderr)}")
-            store = root / self.store.relative_to("/")
-            store.mkdir(parents=True)
-            (store / "packages.json").write_text(json.dumps(self.packages))
-            if self.root.exists():
-                self.root.rename(Path(scratch) / "old")
-            root.rename(self.root)
+            self._finish(root, Path(scratch))
+
+    def _finish(self, root: Path, scratch: Path) -> None:
+        """Files that have just been made take the place of those that there may be."""
+        store = root / self.store.relative_to("/")
+        store.mkdir(parents=True)
+        (store / "packages.json").write_text(json.dumps(self.packages))
+        if self.root.exists():
+            self.root.rename(scratch / "old")
+        root.rename(self.root)
 
 
 # ---- the Pythons ------------------------------------------------------------------------------
@@ -278,6 +284,10 @@ class Python(ABC):
 
     name: str
     place: Place
+    #: What pip is told about the tests' needs besides: releases that this Python can do with.
+    limits: tuple[str, ...] = ()
+    #: Distributions that the tests need and that there are not for this Python.
+    without: tuple[str, ...] = ()
 
     @abstractmethod
     def obtain(self) -> Path:
@@ -349,9 +359,7 @@ class FreeThreaded(Packaged):
     def _build(self, prefix: Path) -> None:
         store = self.place.outside(self.place.store)
         with tempfile.TemporaryDirectory(dir=store, prefix=UNFINISHED) as scratch:
-            with tarfile.open(self._source(Path(scratch))) as tar:
-                tar.extractall(Path(scratch) / "source", filter="data")
-            (tree,) = (Path(scratch) / "source").iterdir()
+            tree = unpacked_source(f"python{self.version}", self.place.suite, Path(scratch))
             say(f"building {self.name}")
             # Not as fast as it could be, and built in a fraction of the time.
             configure = f"./configure -q --disable-gil --disable-test-modules --prefix={prefix}"
@@ -364,13 +372,19 @@ class FreeThreaded(Packaged):
                 print(done.stdout, flush=True)
                 raise MissingError(f"could not be built: {reason(done.stdout)}")
 
-    def _source(self, scratch: Path) -> Path:
-        try:
-            # Not the security archive: any version will do, and there they come and go.
-            mirrors = replace(find_mirrors(), security=None)
-            return Apt(scratch / "apt", self.place.suite, mirrors).source(f"python{self.version}")
-        except LabError as e:
-            raise MissingError(f"its source cannot be had: {reason(str(e))}") from e
+
+def unpacked_source(package: str, suite: str, directory: Path) -> Path:
+    """The source of a Debian package, unpacked somewhere below a directory."""
+    try:
+        # Not the security archive: any version will do, and there they come and go.
+        mirrors = replace(find_mirrors(), security=None)
+        archive = Apt(directory / f"apt-{package}", suite, mirrors).source(package)
+    except LabError as e:
+        raise MissingError(f"the source of {package} cannot be had: {reason(str(e))}") from e
+    with tarfile.open(archive) as tar:
+        tar.extractall(directory / package, filter="data")
+    (tree,) = (directory / package).iterdir()
+    return tree
 
 
 PYTHONS: tuple[Python, ...] = (
@@ -392,6 +406,7 @@ class Trial:
     """The tests on one Python."""
 
     python: Python
+    tests: Sequence[Sequence[str]] = TESTS
     facts: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -429,15 +444,15 @@ class Trial:
         shutil.copytree(ROOT, place.outside(tree), symlinks=True, ignore=LEFT_OUT)
         python = self._environment(interpreter, tree, output)
         self._look(python)
-        for tests in TESTS:
-            report = f"{Path(tests).name}.xml"
-            command: list[str | Path] = [python, "-m", "pytest", tests, "-q"]
+        for tests in self.tests:
+            report = f"{Path(tests[0]).stem}.xml"
+            command: list[str | Path] = [python, "-m", "pytest", *tests, "-q"]
             command += [f"--junitxml={report}", "-p", "no:cacheprovider", *arguments]
             # Without PYTHON_GIL a free-threaded Python warns that it goes on with its GIL.
             done = place.run(command, output, tree, PYTHON_GIL="1")
             counts = read_counts(place.outside(tree) / report)
             if done.returncode or not counts["tests"]:
-                self.broken += f"{tests}: exit status {done.returncode} "
+                self.broken += f"{tests[0]}: exit status {done.returncode} "
             for name, count in counts.items():
                 self.counts[name] = self.counts.get(name, 0) + count
         shutil.rmtree(place.outside(tree))
@@ -463,11 +478,16 @@ class Trial:
         pip: list[str | Path] = [python, "-m", "pip", "install", "-q"]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         needs = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-        if place.run([*pip, *needs], output).returncode:
+        without = self.python.without
+        needs = [need for need in needs if not need.startswith(without)] if without else needs
+        if place.run([*pip, *needs, *self.python.limits], output).returncode:
             raise MissingError("what the tests need cannot be installed, see above")
-        if place.run([*pip, "."], output, tree).returncode:
-            raise BrokenError("pyktls cannot be built, see above")
+        self._install(pip, tree, output)
         return python
+
+    def _install(self, pip: list[str | Path], tree: Path, output: IO[bytes]) -> None:
+        if self.python.place.run([*pip, "."], output, tree).returncode:
+            raise BrokenError("pyktls cannot be built, see above")
 
     def _look(self, python: Path) -> None:
         done = self.python.place.run([python, "-c", LOOK], subprocess.PIPE)
@@ -493,17 +513,18 @@ def table(trials: Sequence[Trial]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    names = [python.name for python in PYTHONS]
+def options_of(text: str, names: Sequence[str]) -> argparse.ArgumentParser:
+    """The options of a program that tries Pythons of these names."""
+    parser = argparse.ArgumentParser(description=text.partition("\n")[0])
     parser.add_argument("--only", action="append", choices=names, default=[], metavar="NAME")
-    parser.add_argument("--python", action="append", default=[], metavar="PATH", help="and this")
     parser.add_argument("--refresh", action="store_true", help="throw away the cache first")
     parser.add_argument("--strict", action="store_true", help="each Python has to be there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
-    options, arguments = parser.parse_known_args()
-    chosen = [python for python in PYTHONS if python.name in (options.only or names)]
-    trials = [Trial(python) for python in (*chosen, *map(Named, options.python))]
+    return parser
+
+
+def carry_out(trials: Sequence[Trial], options: argparse.Namespace, arguments: list[str]) -> int:
+    """Run the trials, print the table, and return the exit status."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE.parent / "pythons.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -526,6 +547,16 @@ def main() -> int:
     missing = [trial for trial in trials if trial.missing]
     failed = any(trial.broken for trial in trials) or len(missing) == len(trials)
     return 1 if failed or (options.strict and missing) else 0
+
+
+def main() -> int:
+    names = [python.name for python in PYTHONS]
+    parser = options_of(__doc__ or "", names)
+    parser.add_argument("--python", action="append", default=[], metavar="PATH", help="and this")
+    options, arguments = parser.parse_known_args()
+    chosen = [python for python in PYTHONS if python.name in (options.only or names)]
+    trials = [Trial(python) for python in (*chosen, *map(Named, options.python))]
+    return carry_out(trials, options, arguments)
 
 
 if __name__ == "__main__":

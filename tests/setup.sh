@@ -4,8 +4,8 @@
 #   tests/setup.sh [EXTRA,...]      extras of pyproject.toml; default: lab
 #
 # With `lint` among them also what checks the C files: clang, clang-tidy, cppcheck, valgrind.  The
-# word `c` instead of extras is for these alone, the word `pythons` for debootstrap; they make no
-# virtual environment.
+# word `c` instead of extras is for these alone, the word `pythons` for debootstrap, `wheels` for that
+# and an emulator; they make no virtual environment.
 #
 # On Debian and Ubuntu missing system packages are installed with apt-get, as root or through sudo.
 # Where nothing is missing, nothing is installed and root is not needed.  PYTHON names the
@@ -65,8 +65,12 @@ case ",$extras," in *,lint,* | ,c,)
     ;;
 esac
 
-if [ "$extras" = pythons ]; then
+case $extras in pythons | wheels)
     need debootstrap sh -c 'PATH=$PATH:/usr/sbin:/sbin command -v debootstrap'
+    ;;
+esac
+if [ "$extras" = wheels ]; then
+    need qemu-user-static command -v qemu-aarch64-static
 fi
 
 if [ -n "$missing" ]; then
@@ -88,6 +92,6 @@ if [ -n "$missing" ]; then
     esac
 fi
 
-case $extras in c | pythons) exit 0 ;; esac
+case $extras in c | pythons | wheels) exit 0 ;; esac
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".[$extras]"

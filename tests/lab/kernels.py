@@ -260,8 +260,11 @@ def headers(series: str) -> Path:
 class Apt:
     """apt with one suite (and its security updates), and nothing shared with the machine's own."""
 
-    def __init__(self, state: Path, suite: str, mirrors: Mirrors) -> None:
+    def __init__(
+        self, state: Path, suite: str, mirrors: Mirrors, architecture: str = "amd64"
+    ) -> None:
         self.state, self.suite, self.mirrors = state, suite, mirrors
+        self.architecture = architecture  # as Debian names it
         self.sources = state / "sources.list"
         for directory in ("lists/partial", "cache/archives/partial"):
             (state / directory).mkdir(parents=True)
@@ -278,8 +281,8 @@ class Apt:
             "Dir::State::Lists": self.state / "lists",
             "Dir::State::status": self.state / "status",
             "Dir::Cache": self.state / "cache",
-            "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64",
+            "APT::Architecture": self.architecture,
+            "APT::Architectures": self.architecture,
             "APT::Default-Release": "",
             "APT::Sandbox::User": "root",
             "APT::Update::Error-Mode": "any",

@@ -20,7 +20,7 @@ LIST = tomllib.loads((HERE / "cpython_ssl.toml").read_text())
 
 def are_there() -> bool:
     """Distributions leave them out of their Python, or put them into a package of their own."""
-    return importlib.util.find_spec("test.test_ssl") is not None
+    return all(importlib.util.find_spec(name) for name in ("test", "test.test_ssl"))
 
 
 def run(seconds: float) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Makes, checks and tries what is published: README.md beside this file."""
