@@ -246,7 +246,8 @@ def test_no_answer_is_a_timeout_with_the_calls_name(plays: Any, sock: Any) -> No
     plays([Datagram(Message(NOOP))])
     with pytest.raises(TimeoutError) as caught:
         sock_diag.ulp_info(sock)
-    assert str(caught.value) == f"[Errno {errno.ETIMEDOUT}] {CALL}: Connection timed out"
+    said = os.strerror(errno.ETIMEDOUT)
+    assert str(caught.value) == f"[Errno {errno.ETIMEDOUT}] {CALL}: {said}"
 
 
 def test_a_flood_of_others_ends(plays: Any, sock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +347,7 @@ def test_what_is_always_interrupted_ends(plays: Any) -> None:
         sock_diag.connections(socket.AF_INET)
     assert caught.value.errno == errno.EBUSY
     assert str(caught.value).endswith(
-        f"{CALL}: Device or resource busy: no whole answer in 5 attempts"
+        f"{CALL}: {os.strerror(errno.EBUSY)}: no whole answer in 5 attempts"
     )
     assert kernel.opened == kernel.closed == 5
 
