@@ -9,6 +9,7 @@ kernels:
 * `guest.py` runs inside the guest: it loads the modules, runs the command, and sends output and
   exit status to the host through a port of its own, so no kernel message is ever mixed in.
 * `keeper.py` stands between the lab and QEMU and ends QEMU whenever the lab ends, however it ends.
+* `programs.py` fetches programs of Debian that tests start in the guest, the same way.
 * `sources.py` reads the machine's apt configuration, to know where Debian packages come from.
 * `tools.py` knows which programs are needed and how to get the missing ones.
 
