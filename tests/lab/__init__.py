@@ -21,6 +21,7 @@ Everything else is the host's, read-only or with changes that vanish with the gu
 and `/dev/shm` are in memory.
 """
 
+from . import programs
 from .boot import GuestError, run
 from .errors import LabError
 from .kernels import NAMES, STOCK, Kernel, cached, obtain
@@ -35,5 +36,6 @@ __all__ = [
     "cached",
     "missing_tools",
     "obtain",
+    "programs",
     "run",
 ]

@@ -145,6 +145,9 @@ class Process:
         found: list[str] = wait_for(there)
         return found
 
+    def status(self) -> str:
+        return pathlib.Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+
     def open_files(self) -> int:
         return len(list(pathlib.Path(f"/proc/{self.pid}/fd").iterdir()))
 
@@ -381,32 +384,40 @@ class Capture:
         self._thread.join()
         self._sock.close()
 
-    def stream(self, *, to_server: bool) -> bytes:
-        """What was sent over the one connection in that direction, in order."""
-        parts: dict[int, bytes] = {}
-        first = None
+    def streams(self, *, to_server: bool) -> list[bytes]:
+        """What was sent over each connection in that direction, in order."""
+        connections: dict[int, dict[int, bytes]] = {}
+        firsts: dict[int, int] = {}
         for packet in self.packets:
             if packet[12:14] != b"\x08\x00" or packet[23] != socket.IPPROTO_TCP:
                 continue
             ip = packet[14:]
-            tcp = ip[(ip[0] & 15) * 4 : struct.unpack_from("!H", ip, 2)[0] or None]
+            total = struct.unpack_from("!H", ip, 2)[0]  # 0 in a packet that is larger than 64 KiB
+            tcp = ip[(ip[0] & 15) * 4 : total or None]
             source, to, sequence = struct.unpack_from("!HHI", tcp)
             if (to if to_server else source) != PORT:
                 continue
+            client = source if to_server else to
             if tcp[13] & 2:  # SYN
-                assert first is None, "there is more than one connection"
-                first = sequence + 1 & 0xFFFFFFFF
+                assert client not in firsts, "a port was used twice"
+                firsts[client] = sequence + 1 & 0xFFFFFFFF
+                connections[client] = {}
                 continue
             data = tcp[(tcp[12] >> 4) * 4 :]
             if data:
-                assert first is not None, "the capture began too late"
-                offset = sequence - first & 0xFFFFFFFF
+                parts = connections[client]
+                offset = sequence - firsts[client] & 0xFFFFFFFF
                 parts[offset] = max(parts.get(offset, b""), data, key=len)
-        whole = bytearray()
-        for offset, data in sorted(parts.items()):
-            assert offset <= len(whole), f"a gap at {len(whole)}: the capture lost packets"
-            whole[offset:] = data if offset + len(data) > len(whole) else whole[offset:]
-        return bytes(whole)
+        return [_joined(parts) for parts in connections.values()]
+
+
+def _joined(parts: dict[int, bytes]) -> bytes:
+    whole = bytearray()
+    for offset, data in sorted(parts.items()):
+        assert offset <= len(whole), f"a gap at {len(whole)}: the capture lost packets"
+        if offset + len(data) > len(whole):
+            whole[offset:] = data
+    return bytes(whole)
 
 
 def records(stream: bytes) -> list[tuple[int, int]]:
