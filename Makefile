@@ -93,7 +93,7 @@ lint:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
-		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py
+		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py examples
 	@set -e; for file in $(C_FILES); do \
 		flags="$(C_FLAGS)"; \
 		case $$file in *kernel_freebsd.c) flags="$$flags $(FREEBSD)";; esac; \
