@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
     import pathlib
@@ -39,6 +40,26 @@ class Authority:
 
     def issue_expired(self, name: str, *names: str) -> dict[str, pathlib.Path]:
         return self.issue(name, *names, not_before=now() - 3 * DAY, not_after=now() - DAY)
+
+    def issue_by_common_name(self, name: str, common_name: str) -> dict[str, pathlib.Path]:
+        """One without subjectAltName, as they were before RFC 6125."""
+        ours = x509.load_pem_x509_certificate(self.ca.cert_pem.bytes())
+        signer = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = x509.CertificateBuilder(
+            issuer_name=ours.subject,
+            subject_name=x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)]),
+            public_key=key.public_key(),
+            serial_number=x509.random_serial_number(),
+            not_valid_before=now() - DAY,
+            not_valid_after=now() + DAY,
+        ).add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        made = {"certificate": self.place / f"{name}.pem", "key": self.place / f"{name}.key"}
+        signed = builder.sign(signer, hashes.SHA256())
+        made["certificate"].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        made["key"].write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+        return made
 
     def revoke(self, *certificates: pathlib.Path, name: str = "crl") -> pathlib.Path:
         """The authority's list, NAME.pem, with those certificates in it, or none."""

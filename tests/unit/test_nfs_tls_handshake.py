@@ -189,12 +189,12 @@ def test_a_wrong_name(switched, authority):
 
 
 def test_a_common_name_is_no_name(authority):
-    # trustme puts the first name into the subject only if told so; this is one without the other.
-    made = authority.ca.issue_cert("other.test", common_name="localhost")
-    made.private_key_pem.write_to_path(authority.place / "server.key")
-    made.cert_chain_pems[0].write_to_path(authority.place / "server.pem")
+    authority.issue_by_common_name("server", "localhost")
     client, _ = shake(both(authority))
     assert client.verdict is Verdict.DENIED
+    assert "mismatch" in client.detail
+    authority.issue("server", "localhost")  # signed by the same authority
+    assert [outcome.verdict for outcome in shake(both(authority))] == [Verdict.OK, Verdict.OK]
 
 
 def test_a_foreign_authority(authority, tmp_path):
