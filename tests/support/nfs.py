@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NFSD = pathlib.Path("/proc/fs/nfsd")
 PORT = 2049
 # Seconds: the emulated machine is slow, and CI's is slower.
-PATIENCE = 60.0
+PATIENCE = 180.0
 CLONE_NEWNET = 0x40000000
 MNT_DETACH, MNT_FORCE = 2, 1
 
@@ -247,8 +247,8 @@ class Server:
             command = programs.command(f"usr/sbin/{name}", *arguments)
             self.running.append(Process(command, place, name))
         for name in ("nfsv4leasetime", "nfsv4gracetime"):
-            (NFSD / name).write_text("10")
-        (NFSD / "versions").write_text("-3 +4 +4.1 +4.2")
+            (NFSD / name).write_text("10\n")
+        (NFSD / "versions").write_text("-3 +4 +4.1 +4.2\n")
         with socket.create_server(("", PORT)) as listener:
             (NFSD / "portlist").write_text(f"{listener.fileno()}\n")
         (NFSD / "threads").write_text(f"{threads}\n")
@@ -257,7 +257,7 @@ class Server:
 
     def _end_grace(self) -> bool:
         with contextlib.suppress(OSError):
-            (NFSD / "v4_end_grace").write_text("Y")
+            (NFSD / "v4_end_grace").write_text("Y\n")
             return True
         return False
 
