@@ -111,21 +111,26 @@ def test_the_daemon_has_given_up_what_it_does_not_need(server, daemon, place):
         pass
 
 
-def test_as_another_user(server, place, sides, authority):
+def test_as_another_user(server, place, authority, sides):
     """It reads its files and serves mounts as nobody, who may not do anything else."""
-    for path in authority.place.glob("*.key"):
-        path.chmod(0o644)
+    keys = list(authority.place.glob("*.key"))
     for path in (authority.place, *authority.place.parents[:2]):
         path.chmod(0o755)
-    daemon = nfs.Daemon(place, "as-nobody", "--user", "nobody", **sides())
+    for path in keys:
+        path.chmod(0o644)
     try:
-        status = daemon.status()
-        assert re.search(r"(?m)^Uid:\t(\d+)\t\1\t\1\t\1$", status)[1] != "0"
-        assert re.search(r"(?m)^CapEff:\t0*1000$", status)
-        server.export("mtls")
-        with nfs.mounted(place / "mount", "mtls"):
-            pass
-        daemon.reload(**sides())
-        assert "reload failed" not in daemon.said()
+        daemon = nfs.Daemon(place, "as-nobody", "--user", "nobody", **sides())
+        try:
+            status = daemon.status()
+            assert re.search(r"(?m)^Uid:\t(\d+)\t\1\t\1\t\1$", status)[1] != "0"
+            assert re.search(r"(?m)^CapEff:\t0*1000$", status)
+            server.export("mtls")
+            with nfs.mounted(place / "mount", "mtls"):
+                pass
+            daemon.reload(**sides())
+            assert "reload failed" not in daemon.said()
+        finally:
+            assert daemon.end() == 0
     finally:
-        assert daemon.end() == 0
+        for path in keys:
+            path.chmod(0o600)

@@ -36,6 +36,7 @@ class Authority:
         made = {"certificate": self.place / f"{name}.pem", "key": self.place / f"{name}.key"}
         made["certificate"].write_bytes(b"".join(b.bytes() for b in leaf.cert_chain_pems))
         leaf.private_key_pem.write_to_path(made["key"])
+        made["key"].chmod(0o600)
         return made
 
     def issue_expired(self, name: str, *names: str) -> dict[str, pathlib.Path]:

@@ -242,7 +242,7 @@ class Server:
             call("mount", kind.encode(), os.fsencode(path), kind.encode(), 0, None)
         self.export_root.mkdir()
         call("mount", b"tmpfs", os.fsencode(self.export_root), b"tmpfs", 0, b"size=700m")
-        for name, *arguments in (("nfsdcld", "-F", "-p", "/run/rpc_pipefs/nfsd"),
+        for name, *arguments in (("nfsdcld", "-F", "-p", "/run/rpc_pipefs"),
                                  ("rpc.mountd", "-F", "-N", "3")):  # fmt: skip
             command = programs.command(f"usr/sbin/{name}", *arguments)
             self.running.append(Process(command, place, name))
