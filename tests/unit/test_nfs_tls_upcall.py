@@ -207,7 +207,9 @@ def test_an_empty_queue_is_none(pair):
     assert made_of(netlink).accept() is None
 
 
-@pytest.mark.parametrize(("answer", "expected"), [(ACKNOWLEDGED, True), (BUSY, False)])
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(ACKNOWLEDGED, True), (BUSY, False)], ids=["waits", "given up"]
+)
 def test_done_is_asked_to_be_acknowledged(pair, answer, expected):
     netlink, kernels = pair
     kernels.send(answer)
