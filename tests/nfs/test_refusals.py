@@ -197,8 +197,8 @@ def test_a_server_that_stalls(place, sides, target):
             while True:
                 sock, _ = listener.accept()
                 with contextlib.suppress(OSError):
-                    nfs.receive_reply(sock)
-                    body = struct.pack("!5I", 0, 1, 0, 0, 8) + b"STARTTLS" + struct.pack("!I", 0)
+                    xid = nfs.receive_reply(sock)[:4]
+                    body = xid + struct.pack("!4I", 1, 0, 0, 8) + b"STARTTLS" + struct.pack("!I", 0)
                     sock.sendall(struct.pack("!I", 0x80000000 | len(body)) + body)
                 held.append(sock)
 
@@ -212,6 +212,8 @@ def test_a_server_that_stalls(place, sides, target):
             port = listener.getsockname()[1]
             found = nfs.begin_mount(target, "tls", options=options.format(port)).wait(LONG)
             assert found in REFUSED
+            lines = daemon.wait_for_line(": try again: not over after 2 s")
+            assert all(line.startswith("client localhost 127.0.0.1:") for line in lines)
             listener.shutdown(socket.SHUT_RDWR)
         thread.join()
         for sock in held:
