@@ -1,9 +1,9 @@
 """What decides whether a test may run here at all.
 
-tests/kernel and tests/interop need a kernel with TLS, tests/kernel_defects one with old defects in
-its TLS, tests/kernel_absent one without TLS.  None is ever skipped for that: on the wrong kernel
-they fail, and say how to run them.  tests/run.py knows the right kernel for each; `make test` calls
-it.
+tests/kernel, tests/interop and tests/nfs need a kernel with TLS, tests/kernel_defects one with old
+defects in its TLS, tests/kernel_absent one without TLS.  None is ever skipped for that: on the
+wrong kernel they fail, and say how to run them.  tests/run.py knows the right kernel for each;
+`make test` calls it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wants = {
         HERE / "kernel": True,
         HERE / "interop": True,
+        HERE / "nfs": True,
         HERE / "kernel_defects": True,
         HERE / "kernel_absent": False,
     }
@@ -55,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def wrong_kernel() -> None:
     pytest.fail(
-        "this kernel is the wrong one for the test (tests/kernel and tests/interop need TLS, "
-        "tests/kernel_absent needs its absence); `make test` boots the right ones",
+        "this kernel is the wrong one for the test (tests/kernel, tests/interop and tests/nfs need "
+        "TLS, tests/kernel_absent needs its absence); `make test` boots the right ones",
         pytrace=False,
     )

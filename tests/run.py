@@ -64,7 +64,10 @@ SAME_EVERYWHERE = (
     "tests/unit/test_samples.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
-LAST_SHARE, OTHERS_SHARE = 5, 8
+LAST_SHARE, OTHERS_SHARE = 8, 12
+# Of the mounts in tests/nfs; these kernels know nothing of handshakes in user space.
+NFS_SHARE = 2
+WITHOUT_UPCALL = ("6.1", "6.1-main")
 TIMEOUT = 7200.0
 PRINTING = threading.Lock()
 
@@ -77,6 +80,7 @@ class Part:
     kernel: str
     paths: tuple[str, ...]
     skips_allowed: bool = False
+    programs: bool = False  # Debian's, which the guest is to have
     status: int | None = None
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
@@ -116,7 +120,10 @@ class Part:
         failure = ""
         with tempfile.TemporaryFile() as output:
             try:
-                self.status = lab.run(self.kernel, command, timeout=TIMEOUT, output=output)
+                env = {}
+                if self.programs:
+                    env[lab.programs.VARIABLE] = str(lab.programs.obtain().root)
+                self.status = lab.run(self.kernel, command, timeout=TIMEOUT, env=env, output=output)
             except lab.LabError as e:
                 failure = f"lab: {e}\n"
                 self.lab_said = str(e).partition("\n")[0]
@@ -172,6 +179,13 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
         parts.append(Part("kernel", kernel, wanted))
         if everything or kernel == last:
             parts.append(Part("peers", kernel, ("tests/interop",)))
+    # It changes the machine (nfsd, mounts, network namespaces): in the lab alone.
+    for kernel in chosen:
+        if kernel != HOST and kernel not in WITHOUT_UPCALL and (everything or kernel == last):
+            wanted = ("tests/nfs",)
+            if not everything:
+                wanted += (f"--variants=1/{NFS_SHARE}",)
+            parts.append(Part("NFS", kernel, wanted, programs=True))
     absent = WITHOUT_TLS if has_tls or kernels else HOST
     parts.append(Part("kernel without TLS", absent, ("tests/kernel_absent",)))
     if not has_tls and not kernels:

@@ -9,6 +9,7 @@ kernels:
 * `guest.py` runs inside the guest: it loads the modules, runs the command, and sends output and
   exit status to the host through a port of its own, so no kernel message is ever mixed in.
 * `keeper.py` stands between the lab and QEMU and ends QEMU whenever the lab ends, however it ends.
+* `programs.py` fetches programs of Debian that tests start in the guest, the same way.
 * `sources.py` reads the machine's apt configuration, to know where Debian packages come from.
 * `tools.py` knows which programs are needed and how to get the missing ones.
 
@@ -20,6 +21,7 @@ Everything else is the host's, read-only or with changes that vanish with the gu
 and `/dev/shm` are in memory.
 """
 
+from . import programs
 from .boot import GuestError, run
 from .errors import LabError
 from .kernels import NAMES, STOCK, Kernel, cached, obtain
@@ -34,5 +36,6 @@ __all__ = [
     "cached",
     "missing_tools",
     "obtain",
+    "programs",
     "run",
 ]

@@ -1,4 +1,6 @@
-"""The lab's command line: run, fetch, headers, list, doctor. See `python -m tests.lab --help`.
+"""The lab's command line: run, fetch, headers, programs, list, doctor.
+
+See `python -m tests.lab --help`.
 
 The command's own stdout and stderr pass through; what the lab says goes to stderr and begins with
 "lab:". Exit status: the command's; 125 if the lab itself failed (nothing fetched, no boot, guest
@@ -12,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from . import programs
 from .boot import DEFAULT_CPUS, DEFAULT_MEMORY, boot
 from .errors import LabError
 from .kernels import NAMES, STOCK, SUITES, cache_root, cached, headers, obtain, say
@@ -50,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
         "--write", action="append", default=[], type=Path, metavar="DIR",
         help="a directory the guest may write to, besides the current one",
     )  # fmt: skip
+    run.add_argument(
+        "--programs", action="store_true",
+        help="with Debian's programs for NFS, in the directory PYKTLS_LAB_PROGRAMS",
+    )  # fmt: skip
     run.add_argument("--console", type=Path, metavar="FILE", help="keep the guest's console")
     run.add_argument("command", nargs="+", metavar="COMMAND", help="after --, with its arguments")
 
@@ -59,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
     include = commands.add_parser("headers", help="get a kernel's user-space headers; print where")
     include.add_argument("name", choices=sorted(SUITES))
+
+    commands.add_parser("programs", help="get Debian's programs for NFS; print where")
 
     commands.add_parser("list", help="the kernels, and which of them are in the cache")
     doctor = commands.add_parser("doctor", help="say what is missing on this machine")
@@ -72,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
 def run_all(options: argparse.Namespace) -> int:
     require_all(options.install)
     env = chosen_environment(options.env)
+    if options.programs:
+        env[programs.VARIABLE] = str(programs.obtain().root)
     summary: list[str] = []
     overall = 0
     for wanted in options.kernel or STOCK:
@@ -159,6 +170,9 @@ def main() -> int:
                 return list_all()
             case "headers":
                 print(headers(options.name))
+                return 0
+            case "programs":
+                print(programs.obtain().root)
                 return 0
             case _:
                 return doctor(options)

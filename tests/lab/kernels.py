@@ -168,7 +168,7 @@ def _finish(root: Path, release: str, package_version: str) -> None:
     # Some builds of kmod look for modules in lib, some in usr/lib: they shall find them in both.
     (root / "usr").mkdir(exist_ok=True)
     (root / "usr" / "lib").symlink_to("../lib")
-    _run([require("depmod"), "-b", str(root), release])
+    run_program([require("depmod"), "-b", str(root), release])
     info = {"release": release, "package_version": package_version}
     (root / "info.json").write_text(json.dumps(info) + "\n")
 
@@ -223,7 +223,7 @@ def _fetch(name: str, root: Path, scratch: Path) -> None:
     say(f"fetching {', '.join(packages)} {version}")
     unpacked = scratch / "unpacked"
     for archive in apt.download(packages, version):
-        _run([require("dpkg"), "-x", str(archive), str(unpacked)])
+        run_program([require("dpkg"), "-x", str(archive), str(unpacked)])
         archive.unlink()
     # The suites differ: image in boot/ or with the modules, modules in lib/ or usr/lib/.
     images = sorted(unpacked.rglob(f"vmlinuz-{release}")) + sorted(unpacked.rglob("vmlinuz"))
@@ -251,7 +251,7 @@ def headers(series: str) -> Path:
             say(f"fetching linux-libc-dev {version}")
             (archive,) = apt.download(["linux-libc-dev"], version)
             unpacked = Path(scratch) / "unpacked"
-            _run([require("dpkg"), "-x", str(archive), str(unpacked)])
+            run_program([require("dpkg"), "-x", str(archive), str(unpacked)])
             with contextlib.suppress(FileExistsError):  # another process was faster
                 unpacked.rename(place)
     return include
@@ -316,7 +316,7 @@ class Apt:
 
     def show(self, package: str) -> tuple[str, str]:
         """The version and the dependencies of a package."""
-        text = _run(self.command("apt-cache", "show", "--no-all-versions", package))
+        text = run_program(self.command("apt-cache", "show", "--no-all-versions", package))
         version = re.search(r"(?m)^Version: (.*)$", text)
         depends = re.search(r"(?m)^Depends: (.*)$", text)
         if version is None:
@@ -329,7 +329,7 @@ class Apt:
         if not release.startswith(f"{series}."):
             # A suite such as backports moves on to the next series, and keeps the old for a while.
             prefix = "linux-image-"
-            names = _run(self.command("apt-cache", "pkgnames", f"{prefix}{series}.")).split()
+            names = run_program(self.command("apt-cache", "pkgnames", f"{prefix}{series}.")).split()
             releases = [name.removeprefix(prefix) for name in names]
             found = newest_release(releases)
             if found is None:
@@ -349,15 +349,15 @@ class Apt:
 
     def download(self, packages: Sequence[str], version: str) -> list[Path]:
         wanted = [f"{package}={version}" for package in packages]
-        _run(self.command("apt-get", "download", *wanted), cwd=self.state)
+        run_program(self.command("apt-get", "download", *wanted), cwd=self.state)
         return sorted(self.state.glob("*.deb"))
 
     def source(self, package: str) -> Path:
         """The archive of the source that a package was made from, as its authors publish it."""
         lines = self.sources.read_text()
         self.sources.write_text(lines + lines.replace("deb ", "deb-src "))
-        _run(self.command("apt-get", "update"))
-        _run(
+        run_program(self.command("apt-get", "update"))
+        run_program(
             self.command("apt-get", "--download-only", "--tar-only", "source", package),
             cwd=self.state,
         )
@@ -394,7 +394,7 @@ def _try(command: Sequence[str], cwd: Path | None = None) -> subprocess.Complete
     )  # fmt: skip
 
 
-def _run(command: Sequence[str], cwd: Path | None = None) -> str:
+def run_program(command: Sequence[str], cwd: Path | None = None) -> str:
     done = _try(command, cwd)
     if done.returncode != 0:
         shown = " ".join(part for part in command if not part.startswith("-o"))
