@@ -170,15 +170,16 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
     chosen = kernels or ([HOST] if has_tls else KERNELS)
     last = chosen[-1]
     left_out = tuple(f"--ignore={path}" for path in ON_ONE_KERNEL)
-    for number, kernel in enumerate(chosen):
+    # The last one has most to do, and so begins.
+    for number, kernel in reversed(list(enumerate(chosen))):
         wanted: tuple[str, ...] = ("tests/kernel",)
         if not everything and kernel == last:
             wanted += (f"--variants={number % LAST_SHARE + 1}/{LAST_SHARE}",)
         elif not everything:
             wanted += (*left_out, f"--variants={number % OTHERS_SHARE + 1}/{OTHERS_SHARE}")
         parts.append(Part("kernel", kernel, wanted))
-        if everything or kernel == last:
-            parts.append(Part("peers", kernel, ("tests/interop",)))
+    peers = chosen if everything else (last,)
+    parts += [Part("peers", kernel, ("tests/interop",)) for kernel in peers]
     # It changes the machine (nfsd, mounts, network namespaces): in the lab alone.
     for kernel in chosen:
         if kernel != HOST and kernel not in WITHOUT_UPCALL and (everything or kernel == last):

@@ -100,7 +100,7 @@ class Daemon:
         self.kernel = kernel
         self.policy = policy
         self.keyring = keyring
-        self.log = log
+        self.log = lambda line: log(printable(line))
         self.most = most
         self._reload = reload
         self._tasks: set[asyncio.Task[None]] = set()
@@ -272,6 +272,13 @@ def _address(address: object) -> str:
         host, port = address[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return "?"
+
+
+def printable(text: str) -> str:
+    """What peers have put into a line of the log makes no second line of it, nor anything else."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 # ---- as a process ------------------------------------------------------------------------------

@@ -596,6 +596,20 @@ def test_every_refusal_is_told_to_the_kernel(authority, change, verdict, word):
     asyncio.run(run())
 
 
+def test_one_line_of_the_log_for_each_whatever_the_names_are(authority):
+    async def run():
+        async with Running(both(authority)) as running:
+            running.kernel.ring(*upcalls(name="nobody\nserver: ok\x1b[2Jü"))
+            await running.answered(2)
+            return running.said
+
+    said = asyncio.run(run())
+    assert len(said) == 2
+    (client,) = (line for line in said if line.startswith("client"))
+    assert client.startswith(r"client nobody\nserver: ok\x1b[2Jü 127.0.0.1:")
+    assert all(line.isprintable() for line in said)
+
+
 def test_an_error_of_ours_is_told_too(authority, monkeypatch):
     async def broken(*_):
         raise RuntimeError("a fault")
