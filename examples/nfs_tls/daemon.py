@@ -100,7 +100,7 @@ class Daemon:
         self.kernel = kernel
         self.policy = policy
         self.keyring = keyring
-        self.log = lambda line: log(printable(line))
+        self.log: Callable[[str], None] = lambda line: log(printable(line))
         self.most = most
         self._reload = reload
         self._tasks: set[asyncio.Task[None]] = set()
