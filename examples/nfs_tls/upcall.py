@@ -292,6 +292,8 @@ class HandshakeUpcall:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_GENERIC
         )
         try:
+            # Before it joins: of a socket without an address the kernel finds that nobody listens.
+            self.events.bind((0, 0))
             self._family, group = self._look_up()
             self.events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         except BaseException:

@@ -240,6 +240,28 @@ def test_a_kernel_without_the_family_is_told(pair, monkeypatch):
     )
 
 
+def test_the_socket_of_the_events_has_an_address_before_it_joins(pair, monkeypatch):
+    """Else Linux finds that nobody listens, and refuses the mount (seen on 7.3)."""
+    calls = []
+
+    class Events:
+        def bind(self, address):
+            calls.append(("bind", address))
+
+        def setsockopt(self, *arguments):
+            calls.append(arguments)
+
+        def close(self):
+            pass
+
+    netlink, kernels = pair
+    monkeypatch.setattr(upcall, "Netlink", lambda: netlink)
+    monkeypatch.setattr(upcall.socket, "socket", lambda *_: Events())
+    kernels.send(reply(16, 1, family(group(2, b"tlshd\0", 9))))
+    HandshakeUpcall().close()
+    assert calls == [("bind", (0, 0)), (270, 1, 9)]
+
+
 def test_a_family_without_the_group_is_told(pair, monkeypatch):
     netlink, kernels = pair
     monkeypatch.setattr(upcall, "Netlink", lambda: netlink)
