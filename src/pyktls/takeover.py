@@ -8,6 +8,7 @@ then take over.
 from __future__ import annotations
 
 import ssl
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from .engines import apart
@@ -114,12 +115,14 @@ def as_far_as_possible(
     """Have ``attempt(rx)`` switch a connection, with ``alone`` at least the sending half.
 
     ``attempt`` raises as ``pyktls.offload`` does.  Returns what it made, and why not everything:
-    (made, None), (made, refusal) where only sending was switched, or (None, refusal).
+    (made, None), (made, refusal) where only sending was switched, or (None, refusal).  A refusal is
+    kept with the connection, so it keeps nothing else: it has no traceback.
     """
+    outer = sys.exception()
     try:
         _check_plans(source)
     except HandoffRefused as e:
-        return None, e
+        return None, _without_frames(e, outer)
     made, refusal = _outcome(attempt, rx=True)
     if refusal is None or not (alone and _may_send_alone(refusal)):
         return made, refusal
@@ -135,14 +138,31 @@ def is_dead(refusal: Refusal) -> bool:
 def _outcome(
     attempt: Callable[[bool], Made], *, rx: bool
 ) -> tuple[Made, None] | tuple[None, Refusal]:
+    outer = sys.exception()
     try:
         return attempt(rx), None
     except (HandoffRefused, Unavailable) as e:
-        return None, e
+        return None, _without_frames(e, outer)
     except OSError as e:  # of a system call that came before the first key
         refusal = HandoffRefused(f"the kernel refused: {e}")
         refusal.__cause__ = e
-        return None, refusal
+        return None, _without_frames(refusal, outer)
+
+
+def _without_frames(refusal: Refusal, outer: BaseException | None) -> Refusal:
+    """Have it let go of what was running when it was raised, and so of the connection itself.
+
+    ``outer`` is what the caller was already dealing with, which is no part of it.
+    """
+    errors: list[BaseException | None] = [refusal]
+    while errors:
+        error = errors.pop()
+        if error is not None:
+            error.__traceback__ = None
+            if error.__context__ is outer:
+                error.__context__ = None
+            errors += {error.__cause__, error.__context__}
+    return refusal
 
 
 def _may_send_alone(refusal: Refusal) -> bool:

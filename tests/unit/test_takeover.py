@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import types
+import weakref
 
 import pytest
 
@@ -10,6 +13,11 @@ from pyktls import HandoffRefused, Unavailable, takeover
 
 PEER = types.SimpleNamespace(
     context=types.SimpleNamespace(post_handshake_auth=False), version=lambda: "TLSv1.3"
+)
+
+
+POST_HANDSHAKE = types.SimpleNamespace(
+    context=types.SimpleNamespace(post_handshake_auth=True), version=lambda: "TLSv1.3"
 )
 
 
@@ -71,6 +79,72 @@ def test_a_system_call_that_fails():
     assert refusal.__cause__ is error
     assert "setsockopt" in str(refusal)
     assert attempts == [True, False]
+
+
+def chained():
+    """Refusals as they come, with a cause, a context, or both."""
+
+    def within():
+        try:
+            os.close(-1)
+        except OSError as e:
+            raise Unavailable("outer") from e
+
+    def behind():
+        try:
+            within()
+        except Unavailable:
+            raise HandoffRefused("last")  # noqa: B904
+
+    def both():
+        try:
+            within()
+        except Unavailable as e:
+            try:
+                int("on the way")
+            except ValueError:
+                raise HandoffRefused("last") from e
+
+    return [within, behind, both]
+
+
+@pytest.mark.parametrize("fails", chained(), ids=lambda fails: fails.__name__)
+def test_a_refusal_keeps_nothing_alive(fails):
+    """A connection has it, and with tracebacks it would have all frames around, and itself."""
+
+    class Anything:
+        pass
+
+    def tried_here():
+        thing = Anything()
+        ended.append(weakref.ref(thing))
+        return takeover.as_far_as_possible(PEER, lambda _: fails(), alone=True)
+
+    ended = []
+    gc.disable()
+    try:
+        made, refusal = tried_here()
+        assert made is None
+        assert isinstance(refusal, HandoffRefused | Unavailable)
+        assert ended[0]() is None
+    finally:
+        gc.enable()
+    errors = [refusal]
+    while errors:
+        error = errors.pop()
+        assert error.__traceback__ is None
+        errors += [other for other in (error.__cause__, error.__context__) if other is not None]
+
+
+def test_what_the_caller_deals_with_stays_as_it_was():
+    try:
+        os.close(-1)
+    except OSError as e:
+        place = e.__traceback__
+        for peer in (PEER, POST_HANDSHAKE):
+            _, refusal, _ = tried(HandoffRefused("no"), HandoffRefused("no"), peer=peer)
+            assert refusal.__context__ is None
+        assert e.__traceback__ is place is not None
 
 
 def test_plans_that_only_openssl_can_carry_out():
