@@ -137,14 +137,14 @@ def test_a_refusal_keeps_nothing_alive(fails):
 
 
 def test_what_the_caller_deals_with_stays_as_it_was():
-    try:
-        os.close(-1)
-    except OSError as e:
-        place = e.__traceback__
-        for peer in (PEER, POST_HANDSHAKE):
+    for peer in (PEER, POST_HANDSHAKE):
+        try:
+            os.close(-1)
+        except OSError as e:
+            error, place = e, e.__traceback__
             _, refusal, _ = tried(HandoffRefused("no"), HandoffRefused("no"), peer=peer)
-            assert refusal.__context__ is None
-        assert e.__traceback__ is place is not None
+        assert error.__traceback__ is place is not None
+        assert refusal.__context__ is None
 
 
 def test_plans_that_only_openssl_can_carry_out():
