@@ -87,11 +87,21 @@ async def _try(fd: int, plan: Plan) -> tuple[Peer, str]:
             await _exchange(tls)
         peer = plan.judge(tls)
         used = f"{tls.version()} {(tls.cipher() or ('?',))[0]}"
-        status = give_to_kernel(tls)
+        status = _give(tls)
     finally:
         tls.close()  # without a word to the peer: the other descriptor is there
     check(status)
     return peer, f"{used} tx={status.tx} rx={status.rx}"
+
+
+def _give(tls: ssl.SSLSocket) -> pyktls.Status:
+    try:
+        return give_to_kernel(tls)
+    except ConnectionError:
+        raise
+    except OSError as e:
+        # A system call with keys was refused, and would be the next time.
+        raise Refused(Verdict.UNSUPPORTED, str(e)) from e
 
 
 def _check_tcp(sock: socket.socket) -> None:

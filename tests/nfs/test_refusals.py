@@ -114,9 +114,7 @@ def test_a_client_without_a_certificate(server, place, sides, target):
 
 def test_no_daemon(server, place, sides, target):
     server.export("tls")
-    begin = time.monotonic()
-    assert nfs.begin_mount(target, "tls").wait(LONG) in REFUSED
-    assert time.monotonic() - begin < LONG
+    assert nfs.begin_mount(target, "tls").wait(LONG) == errno.ESRCH
     with running(place, "later", **sides()):
         good_mount(target)
 
@@ -236,7 +234,7 @@ def test_a_daemon_that_is_killed_in_the_middle(server, place, sides, target):
             if status == 0:
                 nfs.umount(target)
             else:  # there was nobody to ask when it began: it ends, and a new one is good
-                assert status in REFUSED
+                assert status in REFUSED | {errno.ESRCH}
             good_mount(target)
 
 
@@ -244,16 +242,22 @@ def keys_in_kernel() -> int:
     return len(pathlib.Path("/proc/keys").read_text(encoding="utf-8").splitlines())
 
 
+@pytest.mark.timeout(900)
 def test_two_hundred_at_once(server, place, sides, authority, target):
-    """Those that find no place in the kernel's queue are turned away, and may come again."""
+    """Who finds no place in the kernel's queue, or is too late, is turned away and comes again.
+
+    The kernel gives a handshake 5 seconds, and the emulated machine does a few in that time: those
+    that come again spread out.
+    """
     server.export("tls")
 
-    def one(_: int) -> bool:
-        end = time.monotonic() + LONG
+    def one(number: int) -> bool:
+        end = time.monotonic() + 5 * LONG
         while time.monotonic() < end:
             with contextlib.suppress(OSError), shake_hands(authority) as tls:
                 if answers(tls):
                     return True
+            time.sleep(1 + number * 37 % 200 * LONG / 200)
         return False
 
     with running(place, "crowd", **sides()) as daemon:

@@ -349,7 +349,8 @@ def test_the_kernel_has_to_have_both_directions(switched, authority, tx, rx, mis
     [
         (pyktls.Unavailable("no", remedy="yes"), Verdict.UNSUPPORTED),
         (pyktls.HandoffRefused("no"), Verdict.UNSUPPORTED),
-        (OSError(5, "setsockopt"), Verdict.TRY_AGAIN),
+        (OSError(95, "setsockopt"), Verdict.UNSUPPORTED),
+        (ConnectionResetError(104, "setsockopt"), Verdict.TRY_AGAIN),
     ],
 )
 def test_a_kernel_that_takes_no_keys(switched, authority, error, verdict):
