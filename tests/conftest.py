@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from support.own_kernel import has_kernel_tls
-from support.sampling import sample, share
+from support.sampling import divide, sample, share
 
 HERE = pathlib.Path(__file__).parent
 
@@ -27,13 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--variants", type=share, metavar="PART/OF", help="some of each test's variants: 1/4"
     )
+    parser.addoption("--tests", type=share, metavar="PART/OF", help="some of the tests: 1/2")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.variants is not None:
-        kept = sample(items, *config.option.variants, name_of=lambda item: item.nodeid)
-        config.hook.pytest_deselected(items=list(set(items).difference(kept)))
-        items[:] = kept
+    for option, choose in ((config.option.tests, divide), (config.option.variants, sample)):
+        if option is not None:
+            kept = choose(items, *option, name_of=lambda item: item.nodeid)
+            config.hook.pytest_deselected(items=list(set(items).difference(kept)))
+            items[:] = kept
     wants = {
         HERE / "kernel": True,
         HERE / "interop": True,

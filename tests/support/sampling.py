@@ -3,6 +3,9 @@
 ``--variants 1/4`` keeps of each parametrized test the 1st, 5th, 9th, ... variant, ``2/4`` the 2nd,
 6th, ...; of one that has fewer it keeps one.  Which they are changes with the test, so that a
 parameter that many tests have in common is not always left out.
+
+``--tests 1/2`` keeps one half of the tests themselves, each with all its variants, ``2/2`` the
+other.
 """
 
 from __future__ import annotations
@@ -38,3 +41,13 @@ def sample(items: Sequence[T], part: int, of: int, name_of: Callable[[T], str]) 
         first = part - 1 + zlib.crc32(name.encode())
         kept += variants[first % min(of, len(variants)) :: of]
     return [items[number] for number in sorted(kept)]
+
+
+def divide(items: Sequence[T], part: int, of: int, name_of: Callable[[T], str]) -> list[T]:
+    """The items of those tests that ``part`` of ``of`` keeps, in their order."""
+    return [item for item in items if _number(name_of(item)) % of == part - 1]
+
+
+def _number(name: str) -> int:
+    # Not as above: which tests are kept says nothing about which of their variants are.
+    return zlib.crc32(b"test " + name.partition("[")[0].encode())

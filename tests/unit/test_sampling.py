@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.sampling import sample, share
+from support.sampling import divide, sample, share
 
 TESTS = [
     *(f"test_many[{i}]" for i in range(11)),
@@ -29,8 +29,19 @@ def test_every_test_is_in_every_part_and_every_variant_in_one(of):
         assert all(sum("four" in name for name in part) == 1 for part in parts)
 
 
+@pytest.mark.parametrize("of", [1, 2, 3])
+def test_every_test_is_in_one_part_of_the_tests_with_all_its_variants(of):
+    names = [f"test_{number}[{variant}]" for number in range(100) for variant in range(3)]
+    parts = [divide(names, part, of, str) for part in range(1, of + 1)]
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    for part in parts:
+        assert len(part) == 3 * len({name.partition("[")[0] for name in part})
+        assert part == sorted(part, key=names.index)
+        assert len(part) > 300 / of * 0.7
+
+
 def test_one_of_one_is_all():
-    assert sample(TESTS, 1, 1, str) == TESTS
+    assert sample(TESTS, 1, 1, str) == divide(TESTS, 1, 1, str) == TESTS
 
 
 @pytest.mark.parametrize("text", ["", "4", "0/4", "5/4", "a/b", "1/0", "-1/4"])
