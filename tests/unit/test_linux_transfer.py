@@ -9,7 +9,7 @@ import pytest
 
 from pyktls.linux import transfer
 from support import tls
-from support.kernel import TIMEOUT, Background, pattern
+from support.kernel import TIMEOUT, Background, pattern, recv_exactly
 from support.systems import linux_only
 
 pytestmark = linux_only
@@ -66,20 +66,13 @@ def ends(request):
         yield near, far
 
 
-def receive(sock, size):
-    data = bytearray()
-    while len(data) < size:
-        data += sock.recv(size - len(data))
-    return data
-
-
 @pytest.mark.parametrize("offset", [0, 1, 4095, 16383, 16384, 50_000])
 def test_no_call_goes_beyond_a_record(monkeypatch, steps, file, ends, offset):
     monkeypatch.setattr(transfer, "_PAGES_SINGLY", True)
     near, far = ends
     near.settimeout(None)
     sending = Background(transfer.sendfile, near, file, offset)
-    assert receive(far, SIZE - offset) == pattern(SIZE)[offset:]
+    assert recv_exactly(far, SIZE - offset) == pattern(SIZE)[offset:]
     assert sending.result() == (SIZE - offset, None)
     first = steps[0][1]
     assert offset + first == min(offset - offset % 4096 + 4096, SIZE)  # a page
@@ -105,10 +98,11 @@ def test_other_kernels_and_larger_buffers_are_asked_for_all(monkeypatch, steps, 
     monkeypatch.setattr(transfer, "_PAGES_SINGLY", singly)
     near, far = tls.tcp_pair()
     with near, far:
+        near.settimeout(None)  # so that it waits for room, where one call does not take all
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768 if singly else 1)
         assert transfer.sendfile_may_stall(near.fileno()) is False
         sending = Background(transfer.sendfile, near, file)
-        assert receive(far, SIZE) == pattern(SIZE)
+        assert recv_exactly(far, SIZE) == pattern(SIZE)
         assert sending.result() == (SIZE, None)
         assert steps[0][:2] == (0, SIZE)
 
