@@ -65,7 +65,7 @@ SAME_EVERYWHERE = (
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
 LAST_SHARE, OTHERS_SHARE = 12, 8
-# Twice the handshakes that the emulated machine makes in a minute.
+# More handshakes than the emulated machine makes in two minutes.
 CROWD = "tests/nfs/test_refusals.py::test_two_hundred_at_once"
 # Of the mounts in tests/nfs; these kernels know nothing of handshakes in user space.
 NFS_SHARE = 2

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.kernels import Apt, cache_root
+from tests.lab.kernels import Apt, cache_root, unpack
 from tests.lab.sources import find_mirrors
-from tests.lab.tools import require
 
 CACHE = cache_root().parent / "wheels"
 #: The oldest musl 1.2 that Debian has.
@@ -135,10 +133,8 @@ def _fetch(suite: str, machine: Machine, packages: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         apt = Apt(Path(scratch) / "apt", suite, find_mirrors(), machine.debian)
         for package in packages:
-            (archive,) = apt.download([package], apt.show(package)[0])
             unpacked = Path(scratch) / "unpacked"
-            subprocess.run([require("dpkg"), "-x", archive, unpacked], check=True)
-            archive.unlink()
+            unpack(apt.download([package], apt.show(package)[0]), unpacked)
             place = _unpacked(package, machine)
             if place.exists():  # another process was faster
                 shutil.rmtree(unpacked)

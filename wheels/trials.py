@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from tests.lab.errors import LabError
-from tests.lab.kernels import Apt
+from tests.lab.kernels import Apt, unpack
 from tests.lab.sources import find_mirrors
-from tests.lab.tools import require
 from tests.pythons import (
     CACHE,
     UNFINISHED,
@@ -194,20 +193,12 @@ class EmulatedRelease(Release):
             root.mkdir()
             try:
                 apt = Apt(Path(scratch) / "apt", self.suite, find_mirrors(), "arm64")
-                command = apt.command("apt-get", "--yes", "--no-install-recommends")
-                subprocess.run(
-                    [*command, "--download-only", "install", "base-files", *self.packages],
-                    stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
-                )  # fmt: skip
+                archives = apt.download_with_dependencies(("base-files", *self.packages))
+                # The one with the links from /lib to /usr/lib first.
+                archives.sort(key=lambda path: not path.name.startswith("base-files_"))
+                unpack(archives, root)
             except LabError as e:
-                raise MissingError(str(e)) from e
-            except subprocess.CalledProcessError as e:
-                raise MissingError(f"apt-get: {reason(e.stderr)}") from e
-            archives = sorted((apt.state / "cache/archives").glob("*.deb"))
-            # The one with the links from /lib to /usr/lib first.
-            archives.sort(key=lambda path: not path.name.startswith("base-files_"))
-            for archive in archives:
-                subprocess.run([require("dpkg"), "-x", archive, root], check=True)
+                raise MissingError(reason(str(e))) from e
             for directory in ("proc", "sys", "dev", "mnt", "root", "tmp", "etc/apt/apt.conf.d"):
                 (root / directory).mkdir(parents=True, exist_ok=True)
             (root / "tmp").chmod(0o1777)

@@ -222,9 +222,7 @@ def _fetch(name: str, root: Path, scratch: Path) -> None:
     packages = apt.packages(release)
     say(f"fetching {', '.join(packages)} {version}")
     unpacked = scratch / "unpacked"
-    for archive in apt.download(packages, version):
-        run_program([require("dpkg"), "-x", str(archive), str(unpacked)])
-        archive.unlink()
+    unpack(apt.download(packages, version), unpacked)
     # The suites differ: image in boot/ or with the modules, modules in lib/ or usr/lib/.
     images = sorted(unpacked.rglob(f"vmlinuz-{release}")) + sorted(unpacked.rglob("vmlinuz"))
     modules = [unpacked / lib / "modules" / release for lib in ("lib", "usr/lib")]
@@ -249,9 +247,8 @@ def headers(series: str) -> Path:
             apt = Apt(Path(scratch) / "apt", SUITES[series], find_mirrors())
             version = apt.show("linux-libc-dev")[0]
             say(f"fetching linux-libc-dev {version}")
-            (archive,) = apt.download(["linux-libc-dev"], version)
             unpacked = Path(scratch) / "unpacked"
-            run_program([require("dpkg"), "-x", str(archive), str(unpacked)])
+            unpack(apt.download(["linux-libc-dev"], version), unpacked)
             with contextlib.suppress(FileExistsError):  # another process was faster
                 unpacked.rename(place)
     return include
@@ -352,6 +349,12 @@ class Apt:
         run_program(self.command("apt-get", "download", *wanted), cwd=self.state)
         return sorted(self.state.glob("*.deb"))
 
+    def download_with_dependencies(self, packages: Sequence[str]) -> list[Path]:
+        """What has to be there for these packages, and they: no package is, as far as it knows."""
+        options = ["--download-only", "--no-install-recommends", "--yes"]
+        run_program(self.command("apt-get", "install", *options, *packages))
+        return sorted((self.state / "cache" / "archives").glob("*.deb"))
+
     def source(self, package: str) -> Path:
         """The archive of the source that a package was made from, as its authors publish it."""
         lines = self.sources.read_text()
@@ -363,6 +366,13 @@ class Apt:
         )
         (archive,) = self.state.glob("*.orig.tar.?z")
         return archive
+
+
+def unpack(archives: Sequence[Path], directory: Path) -> None:
+    """Unpack packages, in this order, into a directory; the archives are gone then."""
+    for archive in archives:
+        run_program([require("dpkg"), "-x", str(archive), str(directory)])
+        archive.unlink()
 
 
 def image_dependency(depends: str) -> str:

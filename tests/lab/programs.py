@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LabError
-from .kernels import Apt, cache_root, run_program, say
+from .kernels import Apt, cache_root, say, unpack
 from .sources import find_mirrors
-from .tools import require
 
 SUITE = "trixie"
 VARIABLE = "PYKTLS_LAB_PROGRAMS"
@@ -78,17 +77,12 @@ def obtain() -> Programs:
 def _download(scratch: Path) -> list[Path]:
     apt = Apt(scratch / "apt", SUITE, find_mirrors())
     say(f"fetching {', '.join(PACKAGES)} of {SUITE}, with what they depend on")
-    # No package is installed, as far as this apt knows: it fetches the dependencies as well.
-    options = ["--download-only", "--no-install-recommends", "-y"]
-    run_program(apt.command("apt-get", "install", *options, *PACKAGES))
-    return sorted((apt.state / "cache" / "archives").glob("*.deb"))
+    return apt.download_with_dependencies(PACKAGES)
 
 
 def _unpack(archives: list[Path], root: Path) -> None:
     root.mkdir(parents=True)
-    for archive in archives:
-        run_program([require("dpkg"), "-x", str(archive), str(root)])
-        archive.unlink()
+    unpack(archives, root)
     for place in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(root / place, ignore_errors=True)
     if not (root / LOADER).exists():

@@ -11,14 +11,14 @@ import pytest
 
 from pyktls import HandoffRefused, Unavailable, takeover
 
-PEER = types.SimpleNamespace(
-    context=types.SimpleNamespace(post_handshake_auth=False), version=lambda: "TLSv1.3"
-)
+
+def peer(version="TLSv1.3", *, post_handshake_auth=False):
+    context = types.SimpleNamespace(post_handshake_auth=post_handshake_auth)
+    return types.SimpleNamespace(context=context, version=lambda: version)
 
 
-POST_HANDSHAKE = types.SimpleNamespace(
-    context=types.SimpleNamespace(post_handshake_auth=True), version=lambda: "TLSv1.3"
-)
+PEER = peer()
+POST_HANDSHAKE = peer(post_handshake_auth=True)
 
 
 def dead():
@@ -137,22 +137,19 @@ def test_a_refusal_keeps_nothing_alive(fails):
 
 
 def test_what_the_caller_deals_with_stays_as_it_was():
-    for peer in (PEER, POST_HANDSHAKE):
+    for other in (PEER, POST_HANDSHAKE):
         try:
             os.close(-1)
         except OSError as e:
             error, place = e, e.__traceback__
-            _, refusal, _ = tried(HandoffRefused("no"), HandoffRefused("no"), peer=peer)
+            _, refusal, _ = tried(HandoffRefused("no"), HandoffRefused("no"), peer=other)
         assert error.__traceback__ is place is not None
         assert refusal.__context__ is None
 
 
 def test_plans_that_only_openssl_can_carry_out():
-    peer = types.SimpleNamespace(
-        context=types.SimpleNamespace(post_handshake_auth=True), version=lambda: "TLSv1.3"
-    )
-    made, refusal, attempts = tried("both", "sending", peer=peer)
+    made, refusal, attempts = tried("both", "sending", peer=POST_HANDSHAKE)
     assert (made, attempts) == (None, [])
     assert "post_handshake_auth" in str(refusal)
-    peer.version = lambda: "TLSv1.2"
-    assert tried("both", "sending", peer=peer) == ("both", None, [True])
+    earlier = peer("TLSv1.2", post_handshake_auth=True)
+    assert tried("both", "sending", peer=earlier) == ("both", None, [True])

@@ -19,7 +19,6 @@ from pyktls.ciphers import TLS_1_3
 from pyktls.errors import Error, TruncationError
 from pyktls.protocol import ALERT
 from pyktls.record_layer import NO_WAIT
-from pyktls.running_system import system
 from pyktls.status import Status, status
 
 if TYPE_CHECKING:
@@ -64,9 +63,6 @@ class End(Protocol):
 
     def has_hidden_data(self) -> bool:
         """Whether the next read has something that select(2) does not see."""
-
-    def file_may_stall(self) -> bool:
-        """Whether a sendfile(2) that somebody else makes may stop for good."""
 
     def before_file(self) -> None:
         """What comes before a sendfile(2) that somebody else makes; BlockingIOError: not now."""
@@ -114,10 +110,6 @@ class KernelEnd:
         # What OpenSSL had decrypted before the switch does not come again.
         self.hides_data = not self._layer.incoming.in_kernel
         return False
-
-    def file_may_stall(self) -> bool:
-        """See End."""
-        return system.sendfile_may_stall(self._layer.fd)
 
     def before_file(self) -> None:
         """See End."""
@@ -225,10 +217,6 @@ class OpenSSLEnd:
     def has_hidden_data(self) -> bool:
         """See End."""
         return self.sock.pending() > 0
-
-    def file_may_stall(self) -> bool:
-        """See End."""
-        raise NotImplementedError("OpenSSL has the connection, and it takes no files")
 
     def before_file(self) -> None:
         """See End."""

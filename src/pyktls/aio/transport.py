@@ -35,6 +35,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pyktls.errors import Error, InvalidType
+from pyktls.running_system import system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping
@@ -633,7 +634,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     def _sendfile_compatible(self) -> constants._SendfileMode:
         """Asked by asyncio's ``loop.sendfile``, which then looks into its list of transports."""
         end = self._end
-        if end is None or not end.sends_files or end.file_may_stall():
+        if end is None or not end.sends_files or system.sendfile_may_stall(self._fd):
             return constants._SendfileMode.FALLBACK  # noqa: SLF001
         known: MutableMapping[object, object] | None = getattr(self._loop, "_transports", None)
         if known is not None:
