@@ -17,7 +17,7 @@ FREEBSD = -Itests/freebsd/fake/include -include tests/freebsd/fake/calls.h
 
 help:
 	@echo 'make demo      a real file over kernel TLS, checked at the far end'
-	@echo 'make test      the whole test suite, on this kernel or in the lab'
+	@echo 'make test      the tests, a representative part, on this kernel or in the lab'
 	@echo 'make bench     what pyktls costs, beside others, counted in instructions: docs/benchmarks.md'
 	@echo 'make peers     pyktls with the TLS of others, every suite and feature: docs/peers.md'
 	@echo 'make test-c    what is in C: two compilers, sanitizers, valgrind, and no key left in memory'
@@ -25,7 +25,7 @@ help:
 	@echo 'make cross     compiles and links for FreeBSD, with every number held to its headers'
 	@echo 'make abi       holds the numbers of Linux to the header of Linux 7.3'
 	@echo 'make pythons   the unit tests on CPython 3.11 to 3.15, also those of other Debian releases'
-	@echo 'make test-all  the same with every Python and every variant there is'
+	@echo 'make test-all  all of these checks and tests, with every Python and every variant'
 	@echo 'make wheel     sdist and wheel in dist/, installed and tried in a clean environment'
 	@echo 'make wheels    all that is published, built twice and tried everywhere: wheels/README.md'
 	@echo 'make test-wheel  the kernel tests on the wheel in dist/ instead of the tree'

@@ -38,14 +38,17 @@ union control {
     unsigned char space[CMSG_SPACE(1)];
 };
 
+/* On a socket without receiving keys TCP's own messages may come, SO_TIMESTAMP's for instance. */
+#define CONTROL_RECEIVED (CMSG_SPACE(1) + 256)
+
 ssize_t pyktls_recv_record_vector(int fd, const struct iovec *iov, size_t iov_count, int flags,
                                   int *record_type, int *msg_flags) {
-    union control control;
+    _Alignas(struct cmsghdr) unsigned char control[CONTROL_RECEIVED];
     struct msghdr message;
     memset(&message, 0, sizeof(message));
     message.msg_iov = (struct iovec *)iov;
     message.msg_iovlen = iov_count;
-    message.msg_control = &control;
+    message.msg_control = control;
     message.msg_controllen = sizeof(control);
 
     *record_type = PYKTLS_NO_RECORD_TYPE;
@@ -54,9 +57,13 @@ ssize_t pyktls_recv_record_vector(int fd, const struct iovec *iov, size_t iov_co
     if (received < 0) {
         return -errno;
     }
-    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (header != NULL && header->cmsg_level == SOL_TLS &&
-        header->cmsg_type == TLS_GET_RECORD_TYPE && header->cmsg_len >= CMSG_LEN(1)) {
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    while (header != NULL && !(header->cmsg_level == SOL_TLS &&
+                               header->cmsg_type == TLS_GET_RECORD_TYPE &&
+                               header->cmsg_len >= CMSG_LEN(1))) {
+        header = CMSG_NXTHDR(&message, header);
+    }
+    if (header != NULL) {
         *record_type = *CMSG_DATA(header);
     } else if (message.msg_flags & MSG_CTRUNC) {
         return -EPROTO; /* the type of what came is lost, so nobody may use it */

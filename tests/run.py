@@ -5,11 +5,13 @@
 
 If this machine's own kernel has TLS the kernel tests run here, unless kernels are named; otherwise
 in the lab, on each of its kernels, and the tests of a kernel without TLS in the lab's kernel
-without the module.  The lab runs as many kernels at once as there are processors (--jobs); the
-output of each comes when it has ended.  Unless --everything is said it is a representative part:
-every test on the last of the kernels, but one in LAST_SHARE of its variants (support/sampling.py);
-each on one of the others as well, with one in OTHERS_SHARE, but for what differs little from kernel
-to kernel and takes long in the emulator (ON_ONE_KERNEL, the peers).
+without the module.  What runs here runs in turn, and the lab beside it: as much at once as there
+are processors (--jobs); the output of each comes when it has ended.
+
+Unless --everything is said it is a representative part: every test on the last of the kernels, but
+one in LAST_SHARE of its variants (support/sampling.py); each on one of the others as well, with one
+in OTHERS_SHARE, but for what differs little from kernel to kernel and takes long in the emulator
+(ON_ONE_KERNEL, the peers).
 
 Ends with one line for each part.  A kernel test that was skipped, or a part that ran no test, is a
 failure: nothing is left out silently.
@@ -29,6 +31,7 @@ import traceback
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from tests import lab
 from tests.support.own_kernel import has_kernel_tls
@@ -109,23 +112,12 @@ class Part:
         self.report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", *self.paths, f"--junitxml={self.report}"]
         command += ["-p", "no:cacheprovider", "-q", *arguments]
+        say(f"begins: {self.name}, {self.kernel}")
         begin = time.monotonic()
-        if self.kernel == HOST:
-            print(f"\n==== {self.name}, {self.kernel}\n", flush=True)
-            self.status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        else:
-            self.run_in_lab(command)
-        self.seconds = time.monotonic() - begin
-        self.counts = read_counts(self.report)
-
-    def run_in_lab(self, command: list[str]) -> None:
         failure = ""
         with tempfile.TemporaryFile() as output:
             try:
-                env = {}
-                if self.programs:
-                    env[lab.programs.VARIABLE] = str(lab.programs.obtain().root)
-                self.status = lab.run(self.kernel, command, timeout=TIMEOUT, env=env, output=output)
+                self.status = self.run_command(command, output)
             except lab.LabError as e:
                 failure = f"lab: {e}\n"
                 self.lab_said = str(e).partition("\n")[0]
@@ -134,8 +126,30 @@ class Part:
                 self.lab_said = repr(e)
             output.seek(0)
             text = output.read().decode(errors="replace")
-        with PRINTING:
-            print(f"\n==== {self.name}, {self.kernel}\n\n{text}{failure}", flush=True)
+        self.seconds = time.monotonic() - begin
+        self.counts = read_counts(self.report)
+        say(f"\n==== {self.name}, {self.kernel}\n\n{text}{failure}")
+
+    def run_command(self, command: list[str], output: BinaryIO) -> int:
+        if self.kernel == HOST:
+            return subprocess.run(
+                command, cwd=ROOT, check=False, stdout=output, stderr=subprocess.STDOUT
+            ).returncode
+        env = {}
+        if self.programs:
+            env[lab.programs.VARIABLE] = str(lab.programs.obtain().root)
+        return lab.run(self.kernel, command, timeout=TIMEOUT, env=env, output=output)
+
+
+def say(text: str) -> None:
+    """Whole texts of several threads, one after the other."""
+    with PRINTING:
+        print(text, flush=True)
+
+
+def in_turn(parts: list[Part], arguments: list[str]) -> None:
+    for part in parts:
+        part.run(arguments)
 
 
 def read_counts(report: pathlib.Path) -> dict[str, int]:
@@ -213,12 +227,11 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     RESULTS.mkdir(exist_ok=True)
     parts = plan(options.kernel, host=not options.no_host, everything=options.everything)
-    guests = [part for part in parts if part.kernel != HOST]
+    # This machine's own parts would see each other's connections in the kernel's counters.
+    own = [part for part in parts if part.kernel == HOST]
+    together = [own, *([part] for part in parts if part.kernel != HOST)]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for part in parts:
-            if part not in guests:
-                part.run(arguments)
-        list(pool.map(lambda part: part.run(arguments), guests))
+        list(pool.map(lambda some: in_turn(some, arguments), together))
     print(
         f"\n{'part':<20}{'kernel':<14}{'passed':>7}{'failed':>7}{'skipped':>8}{'xfail':>6}{'s':>6}"
     )

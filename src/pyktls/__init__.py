@@ -34,13 +34,13 @@ from .errors import (
 from .handoff import engine_of, extract, watch
 from .moving import receive_socket, send_socket
 from .offloading import offload
-from .probe import Answer, Cause, KernelSupport, probe
+from .probe import Answer, Cause, KernelModule, KernelSupport, Privileges, probe
 from .protocol import Direction
 from .session import DirectionKeys, Role, Session
 from .sockets import KTLSSocket
 from .ssl_sockets import SSLSocket, wrap_context
 from .status import Mode, Status, status
-from .survey import SocketInfo, TCPState, sockets
+from .survey import Endpoint, SocketInfo, TCPState, sockets
 from .switch import install
 
 if TYPE_CHECKING:
@@ -53,15 +53,18 @@ __all__ = [
     "CipherSuite",
     "Direction",
     "DirectionKeys",
+    "Endpoint",
     "EngineInfo",
     "Error",
     "HandoffRefused",
     "InvalidType",
     "InvalidValue",
     "KTLSSocket",
+    "KernelModule",
     "KernelSupport",
     "MemoryBIOHandshake",
     "Mode",
+    "Privileges",
     "RecordError",
     "Role",
     "SSLSocket",

@@ -29,7 +29,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.math cimport ceil
 
 import os
@@ -142,6 +142,7 @@ cdef struct Wait:
     bint waits  # False: a call that would block fails at once
     bint begun  # the clock is running
     double limit  # seconds; once it has begun, the time by the monotonic clock
+    const int *open_fd  # the Channel's descriptor, which another thread may close; or NULL
 
 
 cdef void begin(Wait *wait) noexcept nogil:
@@ -157,14 +158,29 @@ cdef Wait wait_for(object timeout) except *:
     wait.limit = 0.0 if timeout is None else float(timeout)
     wait.waits = not wait.bounded or wait.limit != 0.0
     wait.begun = False
+    wait.open_fd = NULL
     return wait
+
+
+cdef int check_open(int fd, const Wait *wait, str call) except -1:
+    """EBADF if another thread has closed the connection: ``fd`` may be another one's by now."""
+    if wait.open_fd != NULL and (fd < 0 or wait.open_fd[0] != fd):
+        raise syscall_error(EBADF, call)
+    return 0
+
+
+cdef class Channel
 
 
 @cython.final
 cdef class Deadline:
-    """When a call has to be over: from a timeout as socket.gettimeout() gives it."""
+    """When a call has to be over: from a timeout as socket.gettimeout() gives it.
+
+    One that a Channel has made also ends the call (OSError, EBADF) once that is closed.
+    """
 
     cdef Wait wait
+    cdef Channel channel  # which has what wait.open_fd points to
 
     def __cinit__(self, timeout):
         self.wait = wait_for(timeout)
@@ -178,13 +194,12 @@ cdef class Deadline:
             return 0.0
         return max(0.0, self.wait.limit - now())
 
-
-cdef Deadline deadline_of(Wait *wait):
-    """The same moment, for Python."""
-    cdef Deadline deadline = Deadline(None)
-    begin(wait)
-    deadline.wait = wait[0]
-    return deadline
+    def for_another(self):
+        """The same moment, for another descriptor, which the Channel does not close."""
+        cdef Deadline deadline = Deadline.__new__(Deadline, None)
+        deadline.wait = self.wait
+        deadline.wait.open_fd = NULL
+        return deadline
 
 
 cdef int wait_until_ready(int fd, short events, Wait *wait) except -1:
@@ -194,6 +209,7 @@ cdef int wait_until_ready(int fd, short events, Wait *wait) except -1:
     cdef int milliseconds, ready, error
     begin(wait)
     while True:
+        check_open(fd, wait, "poll")
         milliseconds = -1
         if not wait.waits:
             milliseconds = 0
@@ -251,6 +267,7 @@ cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Wait 
     cdef int backoff = 0
     while True:
         if received == NOT_YET:
+            check_open(fd, wait, "recvmsg")
             with nogil:
                 received = pyktls_recv_record_vector(fd, iov, count, flags, record_type, msg_flags)
         if received >= 0:
@@ -275,6 +292,7 @@ cdef Py_ssize_t transmit(int fd, const iovec *iov, size_t count, int flags, int 
     cdef Py_ssize_t sent = first
     while True:
         if sent == NOT_YET:
+            check_open(fd, wait, "sendmsg")
             with nogil:
                 sent = pyktls_send_record(fd, iov, count, flags, record_type)
         if sent >= 0:
@@ -467,6 +485,7 @@ def sendmsg(int fd, buffers, int flags, int record_type, Deadline deadline not N
 
 cdef unsigned long forks = 0
 cdef unsigned long survivor = 0  # the thread that the latest fork has left
+cdef unsigned long era = 0  # grows with each fork, in the parent too
 
 
 def _forked():
@@ -475,7 +494,13 @@ def _forked():
     survivor = PyThread_get_thread_ident()
 
 
+def _new_era():
+    global era
+    era += 1
+
+
 os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_new_era, after_in_parent=_new_era)
 
 
 @cython.final
@@ -566,6 +591,30 @@ cdef class Lock:
         self.give()
 
 
+@cython.final
+@cython.auto_pickle(False)
+cdef class Turn:
+    """The context of a call: its lock is held within, and it gives the call's deadline.
+
+    Waiting for another thread's call counts: TimeoutError, or BlockingIOError for a call that is
+    not to wait.
+    """
+
+    cdef Lock lock
+    cdef Deadline deadline
+    cdef bint waits
+
+    def __enter__(self):
+        if not self.lock.acquire(self.deadline.remaining() if self.waits else 0.0):
+            if self.waits:
+                raise TimeoutError("timed out")
+            raise BlockingIOError(EAGAIN, "another thread is in a call on the connection")
+        return self.deadline
+
+    def __exit__(self, *_):
+        self.lock.give()
+
+
 # ---- one connection ---------------------------------------------------------------------------
 
 
@@ -600,12 +649,14 @@ cdef class Channel:
     cdef bint _reading_data
     cdef Wait _wait
     cdef object _timeout
+    cdef unsigned long _era  # when it was used last
 
     def __cinit__(self, *_, **__):
         self.fd = -1
         self.receive_lock = Lock()
         self.send_lock = Lock()
-        self._wait = wait_for(None)
+        self.timeout = None
+        self._era = era
         self.most_flags = MOST_FLAGS
         self.looks_behind = -1
 
@@ -617,12 +668,46 @@ cdef class Channel:
     @timeout.setter
     def timeout(self, value):
         self._wait = wait_for(value)
+        self._wait.open_fd = &self.fd
         self._timeout = value
+
+    cdef Deadline deadline_of(self, const Wait *wait):
+        """The same moment, for Python."""
+        cdef Deadline deadline = Deadline.__new__(Deadline, None)
+        deadline.wait = wait[0]
+        deadline.channel = self
+        begin(&deadline.wait)
+        return deadline
 
     def deadline(self):
         """When a call that begins now has to be over."""
-        cdef Wait wait = self._wait
-        return deadline_of(&wait)
+        self._era = era
+        return self.deadline_of(&self._wait)
+
+    def deadline_in(self, seconds):
+        """When so many seconds are over; 0 for what does not wait."""
+        cdef Wait wait = wait_for(seconds)
+        wait.open_fd = &self.fd
+        return self.deadline_of(&wait)
+
+    cdef Turn turn(self, Lock lock, int flags):
+        cdef Turn turn = Turn.__new__(Turn)
+        turn.lock = lock
+        turn.deadline = self.deadline()
+        turn.waits = turn.deadline.wait.waits and not flags & MSG_DONTWAIT
+        return turn
+
+    def receiving(self, int flags=0):
+        """``with`` it a call may receive, and has its deadline."""
+        return self.turn(self.receive_lock, flags)
+
+    def sending(self, int flags=0):
+        """``with`` it a call may send, and has its deadline."""
+        return self.turn(self.send_lock, flags)
+
+    def used_since_fork(self):
+        """Whether this process has sent or received since it last forked, or was forked off."""
+        return self._era == era
 
     def note_data(self, int record_type, Py_ssize_t received, int msg_flags, bint peeked):
         """Whether a read returned application data; also remembers where it stopped.
@@ -656,6 +741,7 @@ cdef class Channel:
 
     cdef Py_ssize_t read(self, iovec *iov, Wait *wait, int *record_type, int *msg_flags) except -1:
         cdef Py_ssize_t received
+        self._era = era
         with nogil:
             received = pyktls_recv_record_vector(self.fd, iov, 1, 0, record_type, msg_flags)
         if received >= 0:
@@ -678,33 +764,54 @@ cdef class Channel:
         type.  If that is a KeyUpdate, Linux (since 6.14) says from then on that there is nothing to
         read, and select(2) would wait for ever: so it is taken in at once.
         """
+        self.take_in(NOT_YET, 0)
+
+    cdef int take_in(self, Py_ssize_t found, int record_type) except -1:
+        """The same; ``found`` and ``record_type`` are of a peek that has been made."""
         if self.looks_behind < 0:
             self.looks_behind = self.can_hide()
-        while self.looks_behind and self.is_handshake_next() and self.take_in_handshake():
-            pass
+        while self.looks_behind:
+            if found == NOT_YET:
+                found = self.peek(&record_type)
+            if found < 0 and found != -EAGAIN:
+                self.keep_error(<int>-found)
+            # The kernel looks past an empty record, and may have met a KeyUpdate there.
+            if found < 0 or not (
+                record_type == HANDSHAKE or (record_type == APPLICATION_DATA and found == 0)
+            ):
+                break
+            if not self.take_in_one():
+                break
+            found = NOT_YET
+        return 0
 
     cdef int look_behind_read(self, const void *memory, Py_ssize_t received) except -1:
         """The same, without a loss of the data that has just been read."""
-        if self.looks_behind > 0 and not self.is_handshake_next():
-            return 0
+        cdef int record_type = 0
+        cdef Py_ssize_t found = NOT_YET
+        if self.looks_behind > 0:
+            found = self.peek(&record_type)
+            if found == -EAGAIN or (found > 0 and record_type == APPLICATION_DATA):
+                return 0
         try:
-            self.look_behind()
+            self.take_in(found, record_type)
         except BaseException:  # a signal handler's
             self.leftover = PyBytes_FromStringAndSize(<char *>memory, received) + self.leftover
             raise
         return 0
 
-    cdef bint is_handshake_next(self) noexcept:
+    cdef Py_ssize_t peek(self, int *record_type) noexcept:
+        """What comes next: its type, and 1 or 0 (an empty record) or an error's number below 0."""
         cdef char byte
         cdef iovec iov
-        cdef int record_type, msg_flags
+        cdef int msg_flags
         cdef Py_ssize_t received
         iov.iov_base = &byte
         iov.iov_len = 1
         with nogil:
             received = pyktls_recv_record_vector(
-                self.fd, &iov, 1, MSG_PEEK | MSG_DONTWAIT, &record_type, &msg_flags)
-        return received >= 0 and record_type == HANDSHAKE
+                self.fd, &iov, 1, MSG_PEEK | MSG_DONTWAIT, record_type, &msg_flags)
+        return received
 
     cdef object recv(self, Py_ssize_t size):
         """Read into new bytes; None if the long way has to be gone."""
@@ -730,7 +837,7 @@ cdef class Channel:
                     self.look_behind_read(iov.iov_base, received)
                 return data
             return self._recv_after_other(
-                bytearray(room[:received]), record_type, msg_flags, size, deadline_of(&wait)
+                bytearray(room[:received]), record_type, msg_flags, size, self.deadline_of(&wait)
             )
         finally:
             self.receive_lock.give()
@@ -754,7 +861,7 @@ cdef class Channel:
                     self.look_behind_read(memory, received)
                 return received
             return self._recv_into_after_other(
-                buffer, size, received, record_type, msg_flags, deadline_of(&wait)
+                buffer, size, received, record_type, msg_flags, self.deadline_of(&wait)
             )
         finally:
             self.receive_lock.give()
@@ -766,6 +873,7 @@ cdef class Channel:
     cdef bint counts(self, Py_ssize_t size, unsigned long long pieces) noexcept:
         cdef unsigned long long records = self.records_sent + pieces
         records += <unsigned long long>(size >> FULL_RECORD_BITS)
+        self._era = era
         if records > self.next_count:
             return False
         self.records_sent = records
@@ -831,6 +939,9 @@ cdef class Channel:
                 return transmit(
                     self.fd, vector.iov, vector.count, flags, PYKTLS_NO_RECORD_TYPE, &wait
                 )
+            except OSError as e:
+                self.send_failed(e)
+                raise
             finally:
                 vector.release()
         finally:

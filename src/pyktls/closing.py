@@ -9,8 +9,10 @@ and only then close.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import gc
 import socket
 import struct
 
@@ -18,7 +20,7 @@ from . import _records
 from .errors import Error
 from .post_handshake import alert
 from .protocol import ALERT, CLOSE_NOTIFY, WARNING
-from .record_errors import BROKEN_RECORD
+from .record_errors import BROKEN_RECORD, concerns_receiving
 from .record_layer import NO_WAIT, RecordLayer
 from .socket_calls import getsockopt
 
@@ -28,6 +30,7 @@ __all__ = [
     "await_end",
     "before_shutdown",
     "close",
+    "drain",
     "end_sending",
     "finish_in_time",
     "finish_sending",
@@ -37,10 +40,35 @@ __all__ = [
 
 
 def close(layer: RecordLayer, seconds: float) -> None:
-    """Get the connection ready to be closed, within so many seconds; else TimeoutError."""
-    if layer.fd >= 0 and not layer.is_dead() and not aborts(layer.fd):
-        finish_in_time(layer, seconds, "close")
-        take_in_unseen_records(layer)
+    """Get the connection ready to be closed, within so many seconds; else TimeoutError.
+
+    Not a word is said on a connection that was inherited by a fork and that this process has not
+    used: the other one goes on with it.
+    """
+    if layer.fd < 0 or layer.is_dead() or layer.is_inherited() or aborts(layer.fd):
+        return
+    if layer.quiet_after_fork and not layer.used_since_fork():
+        drain(layer, seconds)
+        return
+    finish_in_time(layer, seconds, "close")
+    take_in_unseen_records(layer)
+
+
+# How long all connections together may put off the end of the interpreter.
+_AT_EXIT = 5.0
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the end of the interpreter, what is still open gets its close_notify, and loses nothing.
+
+    Whoever wants to wait longer for a slow peer closes the socket himself.
+    """
+    deadline = _records.Deadline(_AT_EXIT)
+    # To keep a list would cost each connection something.
+    for layer in [each for each in gc.get_objects() if issubclass(type(each), RecordLayer)]:
+        with contextlib.suppress(OSError, Error):
+            close(layer, deadline.remaining() or NO_WAIT)
 
 
 def before_shutdown(layer: RecordLayer, how: object, seconds: float) -> None:
@@ -64,14 +92,14 @@ def unwrap(layer: RecordLayer) -> None:
 
 def end_sending(layer: RecordLayer) -> None:
     """The first half of unwrap."""
-    with layer.send_lock:
-        finish_sending(layer, layer.deadline())
+    with layer.sending() as deadline:
+        finish_sending(layer, deadline)
 
 
 def await_end(layer: RecordLayer) -> None:
     """The second half of unwrap; UnreadData if data comes instead."""
-    with layer.receive_lock:
-        if layer.receive(memoryview(bytearray(1)), socket.MSG_PEEK, layer.deadline()):
+    with layer.receiving() as deadline:
+        if layer.receive(memoryview(bytearray(1)), socket.MSG_PEEK, deadline):
             raise UnreadData("the peer has sent data that has not been read: receive it first")
 
 
@@ -81,18 +109,31 @@ def finish_in_time(layer: RecordLayer, seconds: float, call: str) -> None:
     Another thread's send that does not come to its end counts as that: closing is the way to
     interrupt it.
     """
-    deadline = _records.Deadline(seconds)
-    too_late = TimeoutError(
-        errno.ETIMEDOUT, f"{call}: the peer took no more data, and some was not delivered"
-    )
+    deadline = layer.deadline_in(seconds)
+    too_late = _too_late(call)
     if not layer.send_lock.acquire(deadline.remaining()):
         raise too_late
     try:
-        finish_sending(layer, deadline)
+        if layer.fd >= 0:  # else another thread has closed it meanwhile
+            finish_sending(layer, deadline)
     except TimeoutError:
         raise too_late from None
     finally:
         layer.send_lock.release()
+
+
+def drain(layer: RecordLayer, seconds: float) -> None:
+    """Wait until what this process has sent is through, so that closing cannot lose it."""
+    try:
+        _records.wait_writable(layer.descriptor(), layer.deadline_in(seconds))
+    except TimeoutError:
+        raise _too_late("close") from None
+
+
+def _too_late(call: str) -> TimeoutError:
+    return TimeoutError(
+        errno.ETIMEDOUT, f"{call}: the peer took no more data, and some was not delivered"
+    )
 
 
 def finish_sending(layer: RecordLayer, deadline: _records.Deadline) -> None:
@@ -102,20 +143,22 @@ def finish_sending(layer: RecordLayer, deadline: _records.Deadline) -> None:
         while not layer.send_ended:
             _records.wait_writable(fd, deadline)
             try:
-                layer.answer(_records.Deadline(NO_WAIT))
+                layer.answer(layer.deadline_in(NO_WAIT))
                 layer.outgoing.send(
                     fd,
                     alert(WARNING, CLOSE_NOTIFY),
                     socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
                     ALERT,
-                    _records.Deadline(NO_WAIT),
+                    layer.deadline_in(NO_WAIT),
                 )
             except BlockingIOError:
                 continue
             except OSError as e:
                 # A broken record has come that nobody has read.  Taking the kernel's error for it
                 # makes sending possible again.
-                if e.errno in BROKEN_RECORD and layer.take_error():
+                told = concerns_receiving(e) and not layer.receive_error  # with it, it was taken
+                if told or (e.errno in BROKEN_RECORD and layer.take_error()):
+                    layer.note_broken_record(e)
                     continue
                 raise
             layer.end_sending()
@@ -136,7 +179,7 @@ def take_in_unseen_records(layer: RecordLayer) -> None:
         view = memoryview(bytearray(1))
         with contextlib.suppress(OSError, Error):
             flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-            while layer.receive_once(view, flags, _records.Deadline(NO_WAIT)) is None:
+            while layer.receive_once(view, flags, layer.deadline_in(NO_WAIT)) is None:
                 pass
     finally:
         layer.receive_lock.release()

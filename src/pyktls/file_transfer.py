@@ -62,8 +62,8 @@ def sendfile(
     check_file(file, offset, count)
     headers = arguments.buffer_views(headers)
     trailers = arguments.buffer_views(trailers)
-    with layer.send_lock:
-        layer.before_sending(0)
+    with layer.sending() as deadline:
+        layer.before_sending(deadline, 0)
         try:
             source = file.fileno()
             size = os.fstat(source).st_size
@@ -114,31 +114,32 @@ def _send_pieces(layer: RecordLayer, pieces: Sequence[ReadableBuffer], flags: in
 
 def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iterator[int]:
     """sendfile(2) until ``left`` bytes are sent, or the file has none; yields each step."""
-    fd = layer.descriptor()
     while left > 0:
         # As with socket.sendfile the timeout is for each step, not for the whole file.
         deadline = layer.deadline()
         step = min(left, _STEP)
-        _ask(layer, fd)
+        _ask(layer)
         layer.count_records(step, 1, deadline)
-        sent, error = system.sendfile(fd, source, offset, step)
+        # Asked for each time: another thread may have closed it, and the number be another's.
+        sent, error = system.sendfile(layer.descriptor(), source, offset, step)
         layer.sent_unasked += sent
         yield sent
         offset += sent
         left -= sent
         if isinstance(error, BlockingIOError):
-            _records.wait_writable(fd, deadline)
+            _records.wait_writable(layer.descriptor(), deadline)
         elif error is not None and not isinstance(error, InterruptedError):
+            layer.send_failed(error)
             raise error
         elif error is None and not sent:
             return  # the file has become shorter
 
 
-def _ask(layer: RecordLayer, fd: int, after: int = _ASK_AFTER) -> None:
+def _ask(layer: RecordLayer, after: int = _ASK_AFTER) -> None:
     """From time to time, raise ConnectionResetError if nobody is there to receive."""
     if layer.sent_unasked >= after:
         layer.sent_unasked = 0
-        if system.is_gone(fd):
+        if system.is_gone(layer.descriptor()):
             raise syscall_error(errno.ECONNRESET, "sendfile")
 
 
@@ -160,17 +161,18 @@ def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> 
     step = min(left, _STEP)
     try:
         if not (layer.straight_out and layer.count(step, 1)):
-            layer.before_sending(step)  # a KeyUpdate may have to come first
-        fd = layer.descriptor()
-        _ask(layer, fd)
-        sent, error = system.sendfile_once(fd, source, offset, step)
+            layer.before_sending(layer.deadline(), step)  # a KeyUpdate may have to come first
+        _ask(layer)
+        sent, error = system.sendfile_once(layer.descriptor(), source, offset, step)
         if error is None and not sent:
             _flush(layer)
             return 0, False
     except BlockingIOError:
         return 0, True
-    if error is not None and not isinstance(error, BlockingIOError | InterruptedError) and not sent:
-        raise error  # where some was sent, it comes again
+    if error is not None and not isinstance(error, BlockingIOError | InterruptedError):
+        layer.send_failed(error)
+        if not sent:
+            raise error  # where some was sent, it comes again
     layer.sent_unasked += sent
     return sent, True
 
@@ -180,8 +182,8 @@ def before_file(layer: RecordLayer) -> None:
 
     Raises BlockingIOError where it cannot be made now, and what send raises.
     """
-    layer.before_sending(_STEP)
-    _ask(layer, layer.descriptor(), 0)  # nobody tells how much the last one sent
+    layer.before_sending(layer.deadline(), _STEP)
+    _ask(layer, 0)  # nobody tells how much the last one sent
 
 
 # ---- pipes -----------------------------------------------------------------------------------
@@ -192,16 +194,18 @@ def splice_from(layer: RecordLayer, pipe: HasFileno | int, count: int, *, more: 
     arguments.count("count", count, lowest=1)
     source = descriptor(pipe)
     _check_carrier("splice_from", layer.outgoing)
-    with layer.send_lock:
-        deadline = layer.before_sending(min(count, _SPLICE_STEP), _PIPE_PIECES)
-        fd = layer.descriptor()
+    with layer.sending() as deadline:
+        layer.before_sending(deadline, min(count, _SPLICE_STEP), _PIPE_PIECES)
         flags = _SPLICE_NONBLOCK | (_SPLICE_MORE if more else 0)
         while True:
             try:
-                return linux.splice_from_pipe(source, fd, count, flags)
+                return linux.splice_from_pipe(source, layer.descriptor(), count, flags)
             except BlockingIOError:
-                _records.wait_readable(source, deadline)
-                _records.wait_writable(fd, deadline)
+                _records.wait_readable(source, deadline.for_another())
+                _records.wait_writable(layer.descriptor(), deadline)
+            except OSError as e:
+                layer.send_failed(e)
+                raise
 
 
 def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
@@ -209,10 +213,9 @@ def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
     arguments.count("count", count, lowest=1)
     target = descriptor(pipe)
     _check_carrier("splice_to", layer.incoming)
-    with layer.receive_lock:
-        deadline = layer.deadline()
+    with layer.receiving() as deadline:
         if layer.leftover:  # out of OpenSSL's memory, and no kernel has it
-            _records.wait_writable(target, deadline)
+            _records.wait_writable(target, deadline.for_another())
             moved = os.write(target, layer.leftover[: min(count, select.PIPE_BUF)])
             layer.leftover = layer.leftover[moved:]
             return moved
@@ -225,7 +228,7 @@ def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
             except BlockingIOError:
                 # For either end's sake.
                 _records.wait_readable(fd, deadline)
-                _records.wait_writable(target, deadline)
+                _records.wait_writable(target, deadline.for_another())
                 continue
             except OSError as e:
                 if e.errno != errno.EINVAL:
@@ -253,7 +256,7 @@ def _after_empty_splice(layer: RecordLayer, error: OSError | None) -> None:
     view = memoryview(bytearray(1))
     flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
     try:
-        found = layer.receive_once(view, flags, _records.Deadline(NO_WAIT))
+        found = layer.receive_once(view, flags, layer.deadline_in(NO_WAIT))
     except BlockingIOError:
         if error is not None:
             layer.receive_failed(error)

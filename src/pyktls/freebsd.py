@@ -19,7 +19,7 @@ Reading needs care on a socket whose receiving half is in the kernel:
   call that ends it;
 * after an error the next read may block for ever, and ``EBADMSG`` comes after a later good record.
 
-The part that ``pyktls.install`` uses stands at the end, as in ``linux.py``.
+The part that ``pyktls.install`` uses stands at the end, as in ``linux/system.py``.
 """
 
 from __future__ import annotations
@@ -346,17 +346,13 @@ def set_tls_enable(sock: HasFileno | int, direction: int, info: TLSEnable) -> No
 
 
 def _check_connected(fd: int, call: str) -> None:
-    sock = None
-    try:
-        sock = socket.socket(fileno=fd)
-        sock.getpeername()
-    except OSError as e:
+    # Not by way of a socket object: that would apply socket.setdefaulttimeout to the descriptor.
+    address = bytearray(256)
+    size = ffi.new("unsigned int *", len(address))
+    if lib.getpeername(fd, ffi.from_buffer(address), size) < 0:
         # EINVAL: the connection is over.
-        error = errno.ENOTCONN if e.errno in (None, errno.EINVAL) else e.errno
-        raise syscall_error(error, call) from None
-    finally:
-        if sock is not None:
-            sock.detach()
+        error = errno.ENOTCONN if ffi.errno == errno.EINVAL else ffi.errno
+        raise syscall_error(error, call)
 
 
 # ---- modes -----------------------------------------------------------------------------------
@@ -604,8 +600,9 @@ def gates() -> dict[str, int | None]:
 def statistics() -> dict[str, int]:
     """The kernel's TLS counters, by the names of their sysctls; those that this kernel has.
 
-    ``stats.active``, ``…_inqueue``, ``sw.*``, ``ifnet.*`` and ``toe.*`` are gauges, the others
-    count from boot.  Raises Unavailable where there is none: a kernel without KERN_TLS.
+    Gauges are ``stats.active``, ``stats.threads``, ``tasks_active``, what ends in ``_inqueue`` or
+    ``_pending``, and ``cbc``, ``gcm`` and ``chacha20`` below ``sw``, ``ifnet`` and ``toe``; the
+    others count from boot.  Raises Unavailable where there is none: a kernel without KERN_TLS.
     """
     found = {name: value for name, value in _readable(_STATISTICS) if value is not None}
     if not found:

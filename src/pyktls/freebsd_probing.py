@@ -23,8 +23,8 @@ from .kernel_support import (
     VERSIONS,
     Answer,
     Cause,
+    KernelModule,
     KernelSupport,
-    Module,
     Privileges,
     refusal,
 )
@@ -244,14 +244,14 @@ def examine() -> KernelSupport:
     )
 
 
-def _module(tls: Answer) -> Module:
+def _module(tls: Answer) -> KernelModule:
     """Since 14.0 it is in the kernel; 13 has the software half in ktls_ocf."""
     if tls.code is Cause.NOT_BUILT:
-        return Module("not-built", Answer(False, tls.reason, tls.remedy, Cause.NOT_BUILT))
+        return KernelModule("not-built", Answer(False, tls.reason, tls.remedy, Cause.NOT_BUILT))
     if tls or tls.code is Cause.GATE_CLOSED:
-        return Module("built-in", Answer(True, "there is nothing to load: it is built in"))
+        return KernelModule("built-in", Answer(True, "there is nothing to load: it is built in"))
     text = "FreeBSD loads nothing by itself for kernel TLS"
-    return Module("unknown", Answer(False, text, "`kldload ktls_ocf` (13)", Cause.NOT_TRIED))
+    return KernelModule("unknown", Answer(False, text, "`kldload ktls_ocf` (13)", Cause.NOT_TRIED))
 
 
 def _try_on_connection(

@@ -42,7 +42,7 @@ here are old; ``Session.has_moved`` notices, and ``pyktls.install`` asks.
 from __future__ import annotations
 
 import ssl
-import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .engines import choice, half, native, portable
@@ -51,16 +51,17 @@ from .errors import HandoffRefused, InvalidType, Unavailable
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from .session import Session
 
 __all__ = [
     "check_divisible",
+    "counters",
     "detach",
     "engine_of",
     "extract",
     "extract_for_offload",
-    "progress",
     "release",
     "ssl_object",
     "take_plaintext",
@@ -100,17 +101,13 @@ def extract(source: ssl.SSLSocket | MemoryBIOHandshake) -> Session:
     where the engine does not work.
     """
     session = _extract(source, drained=False)
-    before = progress(source)
-    reference = weakref.ref(source)
+    progress = counters(source)
+    before = progress()
 
     def moved() -> bool:
-        alive = reference()
-        if alive is None or (
-            isinstance(alive, ssl.SSLSocket) and getattr(alive, "_sslobj", None) is None
-        ):
-            # Without its object nobody can have used the connection since.
-            return False
-        return _progress(alive, like=before) != before
+        # A socket that is detached or gone cannot be asked for all of the numbers any more.
+        now = progress()
+        return now != before[: len(now)]
 
     session.watch_over(moved)
     return session
@@ -206,21 +203,17 @@ def detach(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:
     return fd
 
 
-def progress(source: ssl.SSLSocket | MemoryBIOHandshake) -> tuple[int, ...]:
-    """Numbers that change whenever the TLS library sends or receives anything."""
+def counters(source: ssl.SSLSocket | MemoryBIOHandshake) -> Callable[[], tuple[int, ...]]:
+    """What gives numbers that change whenever the TLS library sends or receives anything.
+
+    It goes on to do so when ``source`` has been detached, closed or forgotten: what had been sent
+    until then counts.
+    """
     if isinstance(source, MemoryBIOHandshake):
-        return source.progress()
+        return source.progress
     if _engine_of_socket(source) == "portable":
-        return portable.progress(source)
-    return native.progress(source._sslobj)  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-def _progress(
-    source: ssl.SSLSocket | MemoryBIOHandshake, *, like: tuple[int, ...]
-) -> tuple[int, ...]:
-    # A detached socket cannot be asked for all of them any more.
-    now = progress(source)
-    return now[: len(like)] + like[len(now) :]
+        return portable.counters(source)
+    return partial(native.progress, ssl_object(source))
 
 
 # ---- the engine of a connection --------------------------------------------------------------

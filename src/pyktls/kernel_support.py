@@ -29,8 +29,8 @@ __all__ = [
     "VERSIONS",
     "Answer",
     "Cause",
+    "KernelModule",
     "KernelSupport",
-    "Module",
     "Privileges",
     "refusal",
 ]
@@ -111,7 +111,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class KernelModule:
     """The kernel's TLS module.
 
     ``state`` is ``"loaded"``, ``"built-in"``, ``"on-disk"`` (there, and not loaded), ``"missing"``
@@ -202,7 +202,7 @@ class KernelSupport:
     rekey: Mapping[Direction, Answer]
     options: Mapping[str, Answer]
     features: Mapping[str, Answer]
-    module: Module
+    module: KernelModule
     privileges: Privileges
     settings: Mapping[str, int | None]
     seconds: float = field(compare=False)

@@ -51,10 +51,18 @@ from typing import Protocol
 
 from . import freebsd_probing
 from ._kernel import lib
-from .kernel_support import Answer, Cause, KernelSupport
+from .kernel_support import Answer, Cause, KernelModule, KernelSupport, Privileges
 from .linux import probing as linux_probing
 
-__all__ = ["Answer", "Cause", "KernelSupport", "kernel_has_none", "probe"]
+__all__ = [
+    "Answer",
+    "Cause",
+    "KernelModule",
+    "KernelSupport",
+    "Privileges",
+    "kernel_has_none",
+    "probe",
+]
 
 
 class _System(Protocol):

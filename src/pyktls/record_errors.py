@@ -12,7 +12,14 @@ import errno
 from ._kernel import lib
 from .protocol import BAD_RECORD_MAC, INTERNAL_ERROR, PROTOCOL_VERSION, RECORD_OVERFLOW
 
-__all__ = ["BROKEN_RECORD", "ON_FREEBSD", "RefusedRecord", "is_kept"]
+__all__ = [
+    "BROKEN_RECORD",
+    "ON_FREEBSD",
+    "RefusedRecord",
+    "concerns_receiving",
+    "is_kept",
+    "passes",
+]
 
 ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
 
@@ -58,9 +65,23 @@ class RefusedRecord(OSError):
         self.reason = reason
 
 
+def concerns_receiving(error: OSError) -> bool:
+    """Whether an error of a *send* is about a record that was received.
+
+    FreeBSD gives a socket's pending error (so_error) to whoever calls next, and forgets it
+    (sys/kern/uipc_socket.c, kern_sendfile.c).  Data that is sent cannot cause these two.
+    """
+    return ON_FREEBSD and error.errno in (errno.EBADMSG, errno.EMSGSIZE)
+
+
 _PASSING = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.EBADF, errno.EFAULT, errno.ENOMEM}
+
+
+def passes(error: OSError) -> bool:
+    """Whether an error says nothing of the connection."""
+    return error.errno is None or error.errno in _PASSING
 
 
 def is_kept(error: OSError) -> bool:
     """Whether an error outside BROKEN_RECORD has to be remembered as well."""
-    return ON_FREEBSD and error.errno is not None and error.errno not in _PASSING
+    return ON_FREEBSD and not passes(error)

@@ -57,13 +57,13 @@ from .post_handshake import (
     alert,
 )
 from .protocol import ALERT, CLOSE_NOTIFY, FATAL, HANDSHAKE, INTERNAL_ERROR, KEY_UPDATE, WARNING
-from .record_errors import BROKEN_RECORD, RefusedRecord, is_kept
+from .record_errors import BROKEN_RECORD, RefusedRecord, concerns_receiving, is_kept, passes
 from .record_limit import Decision, RecordBudget
 from .running_system import system
 from .socket_calls import getsockopt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -100,6 +100,9 @@ class RecordLayer(_records.Channel):
     and ``outgoing`` carry the two directions (directions.py): the kernel, unless ``leave_to`` says
     otherwise.
     """
+
+    #: Whether a process that has forked closes without close_notify what it has not used since.
+    quiet_after_fork = False
 
     def __init__(
         self,
@@ -143,6 +146,10 @@ class RecordLayer(_records.Channel):
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return fd
+
+    def is_inherited(self) -> bool:
+        """Whether a fork has brought it here, and nobody has used it here since."""
+        return os.getpid() != self._process and not self.used_since_fork()
 
     def leave_to(
         self, *, incoming: Incoming | None = None, outgoing: Outgoing | None = None
@@ -219,9 +226,9 @@ class RecordLayer(_records.Channel):
         bufsize = arguments.size(bufsize, "recv")
         flags = arguments.flags(flags)
         if not flags & (socket.MSG_PEEK | socket.MSG_WAITALL) and bufsize:
-            with self.receive_lock:
+            with self.receiving(flags) as deadline:
                 if not self._leftover:
-                    return self._recv_new(bufsize, flags, self.deadline())
+                    return self._recv_new(bufsize, flags, deadline)
         buffer = bytearray(bufsize)
         received = self.recv_into_slowly(buffer, 0, flags)
         return bytes(memoryview(buffer)[:received])
@@ -269,8 +276,8 @@ class RecordLayer(_records.Channel):
                 raise InvalidValue("buffer too small for requested bytes")
             if not view:
                 return 0
-            with self.receive_lock:
-                return self.receive(view, flags, self.deadline())
+            with self.receiving(flags) as deadline:
+                return self.receive(view, flags, deadline)
 
     def _recv_into_after_other(
         self,
@@ -289,31 +296,50 @@ class RecordLayer(_records.Channel):
 
     def recvmsg_into(self, views: list[memoryview], flags: int) -> int:
         """Receive into several buffers; ``views`` are writable and not empty."""
-        with self.receive_lock:
-            deadline = self.deadline()
+        with self.receiving(flags) as deadline:
             plain = not flags & (socket.MSG_PEEK | socket.MSG_WAITALL)
             if len(views) > 1 and plain and not self._leftover:
                 while not self.receive_ended and not self.receive_error:
-                    fd = self.descriptor()
-                    try:
-                        received, record_type, msg_flags = self.incoming.recvmsg_into(
-                            fd, views, flags, deadline
-                        )
-                    except OSError as e:
-                        self.receive_failed(e)
-                    if not self._is_data(record_type, received, msg_flags):
-                        self._not_data(views, received, record_type, msg_flags, flags, deadline)
-                    elif received:
-                        if received < sum(map(len, views)) and self.looks_behind:
-                            self._look_behind(views, received)
+                    received = self._recvmsg_once(views, flags, deadline)
+                    if received:
                         return received
-            done = 0
-            for view in views:
+            return self._receive_in_turn(views, flags, deadline)
+
+    def _recvmsg_once(
+        self, views: list[memoryview], flags: int, deadline: _records.Deadline
+    ) -> int:
+        """One read into all of them; 0 if it was no data."""
+        fd = self.descriptor()
+        try:
+            received, record_type, msg_flags = self.incoming.recvmsg_into(
+                fd, views, flags, deadline
+            )
+        except OSError as e:
+            self.receive_failed(e)
+        if not self._is_data(record_type, received, msg_flags):
+            self._not_data(views, received, record_type, msg_flags, flags, deadline)
+            return 0
+        if 0 < received < sum(map(len, views)) and self.looks_behind:
+            self._look_behind(views, received)
+        return received
+
+    def _receive_in_turn(
+        self, views: list[memoryview], flags: int, deadline: _records.Deadline
+    ) -> int:
+        # A look does not move on: the second buffer would see the same again.
+        everything = flags & socket.MSG_WAITALL and not flags & socket.MSG_PEEK
+        done = 0
+        for view in views:
+            try:
                 received = self.receive(view, flags, deadline)
-                done += received
-                if received < len(view) or not flags & socket.MSG_WAITALL:
+            except (OSError, Error):
+                if done:  # as in receive
                     break
-            return done
+                raise
+            done += received
+            if received < len(view) or not everything:
+                break
+        return done
 
     def receive(self, view: memoryview, flags: int, deadline: _records.Deadline) -> int:
         """Receive into ``view``, which is not empty.  Holds the receive lock."""
@@ -364,8 +390,11 @@ class RecordLayer(_records.Channel):
             if not received and peeked:
                 # Empty records with something else behind them: a look does not take them away.
                 self.incoming.recv(fd, 1, 0, deadline)
-            if 0 < received < len(view) and not peeked and self.looks_behind:
-                self._look_behind((view,), received)
+            if 0 < received < len(view) and self.looks_behind:
+                if peeked:
+                    self._keep_readable(fd)
+                else:
+                    self._look_behind((view,), received)
             return received or None  # an empty record is no end of the stream
         self._not_data([view], received, record_type, msg_flags, flags, deadline)
         return 0 if self.receive_ended else None
@@ -383,12 +412,33 @@ class RecordLayer(_records.Channel):
         session = self.session
         return self.incoming.in_kernel and system.can_rekey(session.version, session.cipher.aead)
 
-    def take_in_handshake(self) -> bool:
-        """Deal with the handshake record that comes next; whether there may be another one.
+    def _keep_readable(self, fd: int) -> None:
+        """See that select(2) tells of data that was only looked at.
+
+        A look has the kernel decrypt what comes next, too.  If that is a KeyUpdate, there is
+        nothing to read, it says, until there are new keys; but the data has to be read before.
+        """
+        if self.can_hide():
+            try:
+                _records.wait_readable(fd, self.deadline_in(NO_WAIT))
+            except BlockingIOError:
+                self.incoming.go_on(fd)
+
+    def keep_error(self, number: int) -> None:
+        """Keep an error that was met behind data, and that the kernel may not tell again."""
+        error = syscall_error(number, "recvmsg")
+        with contextlib.suppress(Error, OSError):
+            self.receive_failed(error)
+        if self.receive_error is None and not passes(error):
+            self.receive_error = error
+            self.straight_in = False
+
+    def take_in_one(self) -> bool:
+        """Deal with the next record, of no data; whether there may be another one.
 
         An error that ends the connection is kept, and the next read raises it.
         """
-        deadline = _records.Deadline(NO_WAIT)
+        deadline = self.deadline_in(NO_WAIT)
         with contextlib.suppress(Error, OSError):
             try:
                 data, record_type, msg_flags = self.incoming.recv(
@@ -396,8 +446,11 @@ class RecordLayer(_records.Channel):
                 )
             except OSError as e:
                 self.receive_failed(e)
-            self._control(bytearray(data), record_type, msg_flags, _CONTROL_SIZE, deadline)
-            return True
+            if not self._is_data(record_type, len(data), msg_flags):
+                self._control(bytearray(data), record_type, msg_flags, _CONTROL_SIZE, deadline)
+                return True
+            self.leftover = self._leftover + data
+            return not data
         return False
 
     def _is_data(
@@ -602,8 +655,8 @@ class RecordLayer(_records.Channel):
 
     def update_keys(self, request_peer: bool) -> None:
         """Change our sending keys, and ask the peer to change its own if ``request_peer``."""
-        with self.send_lock:
-            deadline = self.before_sending(0)
+        with self.sending() as deadline:
+            self.before_sending(deadline, 0)
             message = self.post.begin_key_update(request_peer)
             if reason := self._why_no_new_keys():
                 raise Unavailable(f"the keys cannot be changed: {reason}")
@@ -622,7 +675,8 @@ class RecordLayer(_records.Channel):
         flags = 0 if deadline.remaining() != NO_WAIT else socket.MSG_DONTWAIT
         try:
             self.outgoing.send_key_update(fd, message, flags, deadline)
-        except OSError:
+        except OSError as e:
+            self.send_failed(e)
             raise  # it is a whole record or nothing
         except BaseException:  # a signal handler's: nobody knows when it came
             self.end_sending()
@@ -654,8 +708,9 @@ class RecordLayer(_records.Channel):
         """Answer a KeyUpdate now, unless another thread is sending: then that one does."""
         if self.send_lock.acquire(NO_WAIT):
             try:
-                with contextlib.suppress(BlockingIOError):
-                    self.answer(_records.Deadline(NO_WAIT))
+                # What is wrong with sending, the next send says: there may be data to be read.
+                with contextlib.suppress(OSError):
+                    self.answer(self.deadline_in(NO_WAIT))
             finally:
                 self.send_lock.release()
 
@@ -711,29 +766,52 @@ class RecordLayer(_records.Channel):
 
     # ---- sending -----------------------------------------------------------------------------
 
-    def before_sending(self, size: int, pieces: int = 1) -> _records.Deadline:
+    def before_sending(self, deadline: _records.Deadline, size: int, pieces: int = 1) -> None:
         """What every send begins with, under the send lock; OSError if nothing can be sent."""
         self.descriptor()
         if self.send_ended:
             raise syscall_error(errno.EPIPE, "send after the end of the TLS connection")
-        deadline = self.deadline()
         # RFC 8446 section 4.6.3: before the next application data record.
         self.answer(deadline)
         if size:
             self.count_records(size, pieces, deadline)
-        return deadline
 
     def send_failed(self, error: OSError) -> None:
-        """See an error of a send that went straight to the kernel; it is raised afterwards."""
+        """See an error of a send, which is raised afterwards."""
+        if isinstance(error, ConnectionError):
+            self.end_sending()  # Linux says it once, and then takes data that goes nowhere
+        if concerns_receiving(error) and self.incoming.in_kernel:
+            description, reason = BROKEN_RECORD[error.errno or 0]
+            self._fail(description, RecordError(f"{reason} ({error})"), error)
+
+    def note_broken_record(self, error: OSError) -> None:
+        """Keep for the next read what was told on another occasion, and is not told again."""
+        if self.receive_error is None:
+            _, reason = BROKEN_RECORD[error.errno or 0]
+            self.receive_error = RecordError(f"{reason} ({error})")
+            self.straight_in = False
+
+    @contextlib.contextmanager
+    def _sending_data(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            self.send_failed(e)
+            raise
 
     def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:
         """Do send with any arguments, in any state."""
         flags = arguments.flags(flags)
-        with self.send_lock, arguments.buffer_view(data) as view, view[:_MOST_AT_ONCE] as piece:
-            deadline = self.before_sending(len(piece))
+        with (
+            self.sending(flags) as deadline,
+            arguments.buffer_view(data) as view,
+            view[:_MOST_AT_ONCE] as piece,
+        ):
+            self.before_sending(deadline, len(piece))
             if not len(piece):
                 return 0  # no such record can be sent, and none is needed
-            return self.outgoing.send(self.fd, piece, flags, _records.NO_RECORD_TYPE, deadline)
+            with self._sending_data():
+                return self.outgoing.send(self.fd, piece, flags, _records.NO_RECORD_TYPE, deadline)
 
     def sendall_slowly(self, data: ReadableBuffer, flags: Any) -> None:
         """Do sendall with any arguments, in any state."""
@@ -741,13 +819,14 @@ class RecordLayer(_records.Channel):
 
     def send_all(self, data: ReadableBuffer, flags: int) -> None:
         """Send all of ``data``, with flags that are the library's own."""
-        with self.send_lock, arguments.buffer_view(data) as view:
-            deadline = self.before_sending(min(len(view), _MOST_AT_ONCE))
+        with self.sending(flags) as deadline, arguments.buffer_view(data) as view:
+            self.before_sending(deadline, min(len(view), _MOST_AT_ONCE))
             for begin in range(0, len(view), _MOST_AT_ONCE):
                 with view[begin : begin + _MOST_AT_ONCE] as piece:
                     if begin:
                         self.count_records(len(piece), 1, deadline)
-                    self.outgoing.sendall(self.fd, piece, flags, deadline)
+                    with self._sending_data():
+                        self.outgoing.sendall(self.fd, piece, flags, deadline)
 
     def sendmsg_slowly(
         self, buffers: Iterable[ReadableBuffer], ancdata: Any, flags: Any, address: object
@@ -764,10 +843,13 @@ class RecordLayer(_records.Channel):
         if address is not None:
             raise InvalidValue("a connected socket sends to no other address")
         views = arguments.buffer_views(buffers)
-        with self.send_lock:
+        with self.sending(flags) as deadline:
             size = sum(map(len, views))
-            deadline = self.before_sending(size, len(views) + 1)
-            return self.outgoing.sendmsg(self.fd, views, flags, _records.NO_RECORD_TYPE, deadline)
+            self.before_sending(deadline, size, len(views) + 1)
+            with self._sending_data():
+                return self.outgoing.sendmsg(
+                    self.fd, views, flags, _records.NO_RECORD_TYPE, deadline
+                )
 
     def try_to_send(self, payload: bytes, record_type: int) -> bool:
         """Send a control record if that is possible at once; tells whether it was."""
@@ -781,7 +863,7 @@ class RecordLayer(_records.Channel):
                 payload,
                 socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
                 record_type,
-                _records.Deadline(NO_WAIT),
+                self.deadline_in(NO_WAIT),
             )
         except OSError:
             return False

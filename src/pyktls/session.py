@@ -120,6 +120,11 @@ class DirectionKeys:
                 )
             self._claimed = True
 
+    @property
+    def claimed(self) -> bool:
+        """Whether these keys have been installed."""
+        return self._claimed
+
     def unclaim(self) -> None:
         """Give the right back, after an installation that the kernel refused."""
         with self._lock:
@@ -202,7 +207,7 @@ class Session:
         else:
             self.rx = keys
 
-    def watch_over(self, moved: Callable[[], bool]) -> None:
+    def watch_over(self, moved: Callable[[], bool] | None) -> None:
         """Have ``has_moved`` ask ``moved``."""
         self._moved = moved
 
@@ -213,10 +218,15 @@ class Session:
         """
         return self._moved is not None and self._moved()
 
+    def used_up(self) -> bool:
+        """Whether the keys of both directions have been installed: nothing is left to do."""
+        return self.tx.claimed and self.rx.claimed
+
     def wipe(self) -> None:
         """Overwrite every secret with zeros."""
         self.tx.wipe()
         self.rx.wipe()
+        self._moved = None
 
     def __repr__(self) -> str:
         return (

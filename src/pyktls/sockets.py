@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import _records, arguments, closing, file_transfer
 from .connection_state import ConnectionState, alone, check_kernel, session_of, snapshot
-from .errors import HandoffRefused, InvalidType, InvalidValue
+from .errors import Error, HandoffRefused, InvalidType, InvalidValue
 from .post_handshake import PostHandshake
 from .protocol import VERSION_NAMES
 from .record_layer import NO_WAIT, RecordLayer
@@ -36,13 +36,15 @@ __all__ = ["KTLSSocket"]
 
 
 class KTLSSocket(_records.SocketMethods, socket.socket):
-    """A connected TCP socket with kernel TLS in both directions; ``pyktls.offload`` makes it.
+    """A connected TCP socket with kernel TLS, in both directions or one.
 
     It is used like any socket: blocking, with a timeout, or non-blocking.  Differences:
 
     * ``recv`` and the like return ``b""`` (or 0) only after the peer's close_notify.
     * ``close`` and ``shutdown(SHUT_WR)`` first send what is under way and a close_notify, and wait
-      for at most ``close_timeout`` seconds (a socket timeout, if one is set, instead).
+      for at most ``close_timeout`` seconds (a socket timeout, if one is set, instead); then
+      TimeoutError is raised, and the socket closed all the same.  In the child of a fork that has
+      not used it, it is closed without a word: the parent goes on with it.
     * It cannot be duplicated or pickled: the state after the handshake is in this object.
       ``pyktls.send_socket`` and ``export_state`` move it to another process.
 
@@ -277,7 +279,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
             )
         if layer.fd >= 0 and not layer.receive_error:
             with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-                layer.answer(_records.Deadline(NO_WAIT))
+                layer.answer(layer.deadline_in(NO_WAIT))
         state = snapshot(layer, self._handshake, self.close_timeout, secrets=secrets)
         try:
             return state.pack()
@@ -368,9 +370,11 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
 
     def __del__(self) -> None:
         if self.fileno() >= 0 and not sys.is_finalizing():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-            with contextlib.suppress(OSError):
-                self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+            finally:  # the warning may be an error
+                with contextlib.suppress(OSError, Error):
+                    self.close()
 
     def __enter__(self) -> Self:
         return self

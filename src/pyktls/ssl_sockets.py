@@ -26,7 +26,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-from . import _records, closing, file_transfer
+from . import _records, arguments, closing, file_transfer
 from .errors import (
     Error,
     HandoffRefused,
@@ -106,8 +106,8 @@ class SSLHandoffRefused(_Reasoned, HandoffRefused, ssl.SSLError):
 class SSLUnavailable(_Reasoned, Unavailable, ssl.SSLError):
     """An Unavailable that is also an ssl.SSLError."""
 
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, message)
+    def __init__(self, *arguments: Any, remedy: str | None = None) -> None:
+        ssl.SSLError.__init__(self, *arguments)
         self.remedy = remedy
 
 
@@ -117,7 +117,7 @@ def _as_failed_handshake(refusal: HandoffRefused | Unavailable) -> ssl.SSLError:
     A server's accept loop survives OSError, and must survive one client's choice of a cipher.
     """
     if isinstance(refusal, Unavailable):
-        return SSLUnavailable(str(refusal), remedy=refusal.remedy)
+        return SSLUnavailable(ssl.SSL_ERROR_SSL, str(refusal), remedy=refusal.remedy)
     error = SSLHandoffRefused(ssl.SSL_ERROR_SSL, str(refusal))
     error.dead = refusal.dead
     return error
@@ -164,6 +164,7 @@ def _ssl_errors(*, writing: bool) -> Iterator[None]:
 class _SSLRecordLayer(RecordLayer):
     """A record layer whose errors, and whose view of a ragged end, are those of the ssl module."""
 
+    quiet_after_fork = True  # ssl's close never says anything, and forking servers rely on it
     suppress_ragged_eofs = True
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -191,6 +192,9 @@ class _SSLRecordLayer(RecordLayer):
 
     def recv_into_slowly(self, buffer: Any, nbytes: Any, flags: Any) -> int:
         self._no_flags(flags, "recv_into")
+        if isinstance(nbytes, int):  # ssl takes any, and gives what fits
+            with arguments.buffer_view(buffer, writable=True) as view:
+                nbytes = nbytes if 0 < nbytes < len(view) else 0
         return self._reading(super().recv_into_slowly, 0, buffer, nbytes, flags)
 
     def _recv_after_other(self, *arguments: Any) -> bytes:
@@ -206,6 +210,7 @@ class _SSLRecordLayer(RecordLayer):
 
     def send_failed(self, error: OSError) -> None:
         with _ssl_errors(writing=True):
+            super().send_failed(error)
             raise error
 
     def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:
@@ -268,8 +273,9 @@ class _Switched:
         if not self._sock.server_side or self._sslobj.version() != "TLSv1.3":
             self._sslobj.verify_client_post_handshake()  # which refuses it, in its own words
         raise SSLUnavailable(
+            ssl.SSL_ERROR_SSL,
             "the peer cannot be asked for a certificate any more: the kernel has the connection, "
-            "and the transcript that the answer signs is gone with OpenSSL"
+            "and the transcript that the answer signs is gone with OpenSSL",
         )
 
     def uses_ktls_for_send(self) -> bool:
@@ -381,7 +387,9 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     ``ktls.tx`` and ``ktls.rx`` are true:
 
     * ``close`` and ``shutdown`` send what is under way and a close_notify, and wait for at most
-      ``close_timeout`` seconds (a socket timeout, if one is set, instead).
+      ``close_timeout`` seconds (a socket timeout, if one is set, instead); then TimeoutError is
+      raised, and the socket closed all the same.  A socket that was there when its process forked
+      closes without a close_notify in the process that has not used it since.
     * ``unwrap`` ends TLS and returns the socket itself, which can send and receive nothing more:
       the kernel knows no way back to plain text.
     * ``sendfile`` has the kernel encrypt the file's pages as they are.
@@ -566,9 +574,11 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         if self._layer is None:
             super().__del__()  # type: ignore[misc]  # of socket.socket, which closes it
         elif self.fileno() >= 0 and not sys.is_finalizing():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-            with contextlib.suppress(OSError, Error):
-                self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+            finally:  # the warning may be an error
+                with contextlib.suppress(OSError, Error):
+                    self.close()
 
 
 class _RequiredSSLSocket(SSLSocket):

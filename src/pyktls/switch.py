@@ -122,6 +122,8 @@ def install_fd(fd: int, session: Session, *, tx: bool, rx: bool) -> None:
             keys.unclaim()
         raise
     _install_keys(fd, session, wanted)
+    if session.used_up():
+        session.watch_over(None)  # which may be all that keeps the TLS library's object alive
 
 
 def _install_keys(fd: int, session: Session, wanted: list[Direction]) -> None:

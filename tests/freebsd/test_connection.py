@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import socket
 import tempfile
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -300,6 +302,87 @@ def test_a_key_update_cannot_be_followed() -> None:
                 sock.recv(100)
         with pytest.raises(BrokenPipeError):
             sock.send(b"x")
+
+
+def spoil(wire: kernel.Wire) -> None:
+    """A record that was changed on the way, and a good one behind it."""
+    bad = bytearray(wire.seal(23, b"changed"))
+    bad[-1] ^= 1
+    wire.raw(bytes(bad) + wire.seal(23, b"behind"))
+
+
+def cut(wire: kernel.Wire) -> None:
+    wire.raw(wire.seal(23, b"never whole")[:-1])
+    wire.sock.shutdown(socket.SHUT_WR)
+
+
+def send_a_file(sock: KTLSSocket) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"a file")
+        file.flush()
+        sock.sendfile(file)
+
+
+SENDS = {
+    "send": lambda sock: sock.send(b"x"),
+    "sendall": lambda sock: sock.sendall(b"x"),
+    "sendmsg": lambda sock: sock.sendmsg([b"x"]),
+    "an iterator": lambda sock: sock.sendmsg(iter([b"x"])),
+    "sendfile": send_a_file,
+}
+
+
+@pytest.mark.parametrize("send", SENDS)
+@pytest.mark.parametrize("damage", [spoil, cut])
+@over_versions
+def test_what_a_send_is_told_about_receiving_is_kept(version: int, damage: Any, send: str) -> None:
+    """The kernel gives the error to whoever calls next, and forgets it."""
+    with wired(kernel.suite(version)) as (sock, wire):
+        damage(wire)
+        time.sleep(0.2)
+        for call in (SENDS[send], lambda sock: sock.recv(100), lambda sock: sock.recv(100)):
+            with pytest.raises(RecordError):
+                call(sock)
+        with pytest.raises((BrokenPipeError, RecordError)):
+            sock.send(b"x")
+        record_type, payload = wire.recv()
+        assert (record_type, payload[0]) == (records.ALERT, 2)
+
+
+@pytest.mark.parametrize("damage", [spoil, cut])
+@pytest.mark.parametrize("how", ["close", "shutdown", "unwrap"])
+@over_versions
+def test_closing_says_close_notify_after_a_bad_record(version: int, damage: Any, how: str) -> None:
+    with wired(kernel.suite(version)) as (sock, wire):
+        damage(wire)
+        time.sleep(0.2)
+        if how == "close":
+            sock.close()
+        elif how == "shutdown":
+            sock.shutdown(socket.SHUT_WR)
+            with pytest.raises(RecordError):
+                sock.recv(100)
+        else:
+            with pytest.raises(RecordError):
+                sock.unwrap()
+        assert wire.recv() == (records.ALERT, b"\1\0")
+
+
+def test_a_default_timeout_does_not_change_the_descriptor() -> None:
+    near, far = tls.tcp_pair()
+    own, other = kernel.sessions(kernel.suite(TLS_1_3))
+    near.settimeout(None)
+    socket.setdefaulttimeout(5)
+    try:
+        with near, far:
+            wire = kernel.Wire(far, other)
+            pyktls.install(near, own)
+            assert near.gettimeout() is None
+            assert os.get_blocking(near.fileno())
+            wire.send_data(b"it waits")
+            assert freebsd.recv_record(near, 100).data == b"it waits"
+    finally:
+        socket.setdefaulttimeout(None)
 
 
 def test_a_timeout_loses_nothing() -> None:

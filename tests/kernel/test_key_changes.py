@@ -86,7 +86,7 @@ def test_a_signal_while_a_key_update_is_taken_in_loses_no_data():
         wire.sealer.rekey()
         wire.send_data(b"after")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(layer), "take_in_handshake", interrupted)
+            patch.setattr(type(layer), "take_in_one", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 sock.recv(1000)
         assert sock.recv(1000) == b"before"

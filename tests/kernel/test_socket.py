@@ -892,6 +892,14 @@ def test_recvmsg_into_with_flags_and_errors():
         wire.send_data(b"45")
         assert sock.recvmsg_into(buffers, 0, socket.MSG_WAITALL)[0] == 6
         assert buffers == [b"01", b"2345"]
+        wire.send_data(b"6789")
+        buffers = [bytearray(2), bytearray(2)]
+        assert sock.recvmsg_into(buffers, 0, socket.MSG_PEEK | socket.MSG_WAITALL)[0] == 2
+        assert buffers == [b"67", bytes(2)]
+        sock.settimeout(0.2)
+        buffers = [bytearray(4), bytearray(4)]
+        assert sock.recvmsg_into(buffers, 0, socket.MSG_WAITALL)[0] == 4
+        assert buffers == [b"6789", bytes(4)]
         sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             sock.recvmsg_into(buffers)

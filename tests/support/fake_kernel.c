@@ -9,7 +9,8 @@
  *   version      as ulp, and keys read back as another version
  *   short        as ulp, and keys read back as two bytes
  *   tx_fails     receiving keys are taken for good, sending keys fail with EINVAL
- *   tx_lies      receiving keys are taken for good, sending keys are accepted and then unknown
+ *   tx_lies      receiving keys are taken for good, sending keys are accepted and then unknown; as
+ *                Linux before 5.11 does with the receiving ones
  *   honest       takes all keys, reads back what it took, and sends plain text all the same
  *
  * The library first tries a cipher with a key of zeros on sockets of its own: that always succeeds,

@@ -28,7 +28,7 @@ from pyktls.doctor.openssl import OpenSSL
 from pyktls.doctor.remedies import Finding, find
 from pyktls.doctor.report import Report
 from pyktls.doctor.verdict import Level, judge, missing, offered_by_default
-from pyktls.kernel_support import FEATURES, OPTIONS, VERSIONS, Module, Privileges
+from pyktls.kernel_support import FEATURES, OPTIONS, VERSIONS, KernelModule, Privileges
 from pyktls.linux import probing
 from pyktls.lowlevel import lib
 from support.systems import linux_only
@@ -71,7 +71,7 @@ def support(answer: Answer = YES, *, state: str = "loaded", **changes: Any) -> K
         "rekey": dict.fromkeys(Direction, answer),
         "options": dict.fromkeys(OPTIONS, answer),
         "features": dict.fromkeys(FEATURES, answer),
-        "module": Module(state, YES),
+        "module": KernelModule(state, YES),
         "privileges": HERE,
         "settings": {"kernel.modules_disabled": 0},
         "seconds": 0.001,

@@ -579,6 +579,26 @@ def test_a_session_notices_that_openssl_went_on(version: ssl.TLSVersion) -> None
         assert not pyktls.extract(pair.client).has_moved()
 
 
+@pytest.mark.parametrize("leave", ["detach", "close"])
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+def test_a_session_notices_it_of_a_socket_that_is_gone(version: ssl.TLSVersion, leave: str) -> None:
+    with tls.handshaken(version, tickets=0) as pair:
+        session, unused = pyktls.extract(pair.client), pyktls.extract(pair.server)
+        pair.client.sendall(b"one record")
+        if leave == "detach":
+            plain = socket.socket(fileno=pair.client.detach())
+        else:
+            plain = socket.socket()
+            pair.client.close()
+        pair.client = plain  # type: ignore[assignment]  # the other one is gone
+        gc.collect()
+        assert session.has_moved()
+        assert not unused.has_moved()
+        if leave == "detach":
+            with pytest.raises(pyktls.HandoffRefused, match=r"^records have passed"):
+                pyktls.install(plain, session)
+
+
 def test_a_session_notices_a_change_of_keys() -> None:
     # A KeyUpdate puts the number back, here to the very value that the session has.
     with tls.handshaken(tickets=0) as pair:

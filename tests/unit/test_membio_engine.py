@@ -618,14 +618,14 @@ def test_the_readmes_example(
     contexts = tls.contexts(watch=False)
     server = pyktls.MemoryBIOHandshake(tcp[1], contexts[1], server_side=True)
     thread = in_thread(server.do_handshake)
-    installed: list[tuple[object, pyktls.Session]] = []
-    monkeypatch.setattr(pyktls, "install", lambda *arguments: installed.append(arguments))
+    switched: list[pyktls.MemoryBIOHandshake] = []
+    monkeypatch.setattr(pyktls, "offload", switched.append)
     names = {"pyktls": pyktls, "sock": tcp[0], "context": contexts[0]}
     execute_sample("README.md", "memory-bio", names, {"example.org": tls.HOST})
     thread.join()
-    ((sock, session),) = installed
-    assert sock is tcp[0]
-    assert session.tx.key == server.session().rx.key
+    (handshake,) = switched
+    assert handshake.sock is tcp[0]
+    assert handshake.session().tx.key == server.session().rx.key
 
 
 # ---- pyOpenSSL -------------------------------------------------------------------------------

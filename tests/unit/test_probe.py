@@ -34,7 +34,7 @@ from pyktls import Answer, Cause, Direction, KernelSupport, linux
 from pyktls import probe as probe_function
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3
 from pyktls.errors import InvalidType, InvalidValue, Unavailable
-from pyktls.kernel_support import FEATURES, OPTIONS, VERSIONS, Module, Privileges, refusal
+from pyktls.kernel_support import FEATURES, OPTIONS, VERSIONS, KernelModule, Privileges, refusal
 from pyktls.linux import probing
 from pyktls.linux.trial import Pretended
 from pyktls.socket_calls import loopback_pair
@@ -62,7 +62,7 @@ def support(answer: Answer = YES, **changes: Any) -> KernelSupport:
         "rekey": dict.fromkeys(Direction, answer),
         "options": dict.fromkeys(OPTIONS, answer),
         "features": dict.fromkeys(FEATURES, answer),
-        "module": Module("loaded", YES),
+        "module": KernelModule("loaded", YES),
         "privileges": Privileges(1000, 0, False, True, "off", False, False),
         "settings": {"kernel.modules_disabled": 0, "crypto.fips_enabled": None},
         "seconds": 0.001,
@@ -208,7 +208,9 @@ def test_the_table() -> None:
 
 
 def test_the_table_without_tls() -> None:
-    lines = str(support(NO, module=Module("missing", NO, "m", "/proc/config.gz"))).splitlines()
+    lines = str(
+        support(NO, module=KernelModule("missing", NO, "m", "/proc/config.gz"))
+    ).splitlines()
     assert lines[0] == "Linux 9.9: no kernel TLS"
     assert "[1] it does not" in lines
     assert not any("AES" in line for line in lines)
@@ -438,7 +440,7 @@ class Files:
         squeeze = zlib.compressobj(wbits=31)
         self.content["/proc/config.gz"] = squeeze.compress(text) + squeeze.flush()
 
-    def no_module(self) -> tuple[Answer, Module]:
+    def no_module(self) -> tuple[Answer, KernelModule]:
         who = probing.privileges()
         module = probing._module(False, "9.9", who)
         error = OSError(errno.ENOENT, "setsockopt(TCP_ULP)")
@@ -541,7 +543,7 @@ def test_a_module_that_is_loaded_and_denied(files: Files) -> None:
 def test_nothing_is_known(files: Files) -> None:
     files.namespaces.clear()
     answer, module = files.no_module()
-    assert module == Module(
+    assert module == KernelModule(
         "unknown",
         Answer(
             False,

@@ -94,3 +94,13 @@ def test_every_tool_is_pinned() -> None:
     assert len(pinned) == len([line for line in lines if not line.startswith("#")])
     needs = {re.split("[>=]", need)[0] for need in PROJECT["build-system"]["requires"]}
     assert needs <= pinned
+
+
+def test_cibuildwheel_has_all_that_the_tests_read() -> None:
+    """It copies these to an empty directory and runs the tests there; the sdist has the same."""
+    copied = PROJECT["tool"]["cibuildwheel"]["test-sources"]
+    assert all((ROOT / name).exists() for name in copied)
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
+    named = " ".join(re.findall(r"^(?:include|graft) +(.+)$", manifest, re.MULTILINE)).split()
+    always = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "src"}
+    assert set(copied) == always | set(named)

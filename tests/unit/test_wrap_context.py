@@ -363,6 +363,14 @@ def test_errors_are_ssls_as_well(writing):
         assert caught.value.reason == reasons.get(str(error))
         again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
         assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+    for refusal in (
+        pyktls.HandoffRefused("no such state"),
+        pyktls.Unavailable("no TLS", remedy="modprobe tls"),
+    ):
+        error = ssl_sockets._as_failed_handshake(refusal)
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert (type(again), str(again)) == (type(error), str(error))
+        assert getattr(again, "remedy", None) == getattr(refusal, "remedy", None)
     with pytest.raises(ssl.SSLError) as caught, ssl_sockets._ssl_errors(writing=writing):
         raise pyktls.TLSAlert(2, 48)
     assert str(caught.value).startswith("[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca: ")

@@ -127,7 +127,7 @@ class KernelEnd:
         if layer.fd < 0 or layer.is_dead() or closing.aborts(layer.fd):
             return
         with layer.send_lock:
-            closing.finish_sending(layer, _records.Deadline(NO_WAIT))
+            closing.finish_sending(layer, layer.deadline_in(NO_WAIT))
 
     def skim(self) -> bool:
         """See End."""
@@ -137,7 +137,7 @@ class KernelEnd:
         try:
             for _ in range(_MOST_AT_ONCE):
                 data, record_type, _ = layer.incoming.recv(
-                    layer.fd, _PIECE, socket.MSG_DONTWAIT, _records.Deadline(NO_WAIT)
+                    layer.fd, _PIECE, socket.MSG_DONTWAIT, layer.deadline_in(NO_WAIT)
                 )
                 ended = not data and record_type == _records.NO_RECORD_TYPE
                 if ended or record_type == ALERT:

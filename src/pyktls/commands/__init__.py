@@ -49,7 +49,7 @@ DESCRIPTION = "Kernel TLS for Python: look at it, try it, use it."
 #: Of every command, besides its own.
 EXIT_STATUS: Mapping[int, str] = {
     74: "the output cannot be written: the disk is full, say",
-    130: "interrupted (SIGINT)",
+    130: "interrupted (SIGINT); `pyktls serve`, which is ended so, has its own status for it",
     141: "nobody reads the output any more (SIGPIPE)",
 }
 

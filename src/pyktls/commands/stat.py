@@ -125,7 +125,15 @@ def read_linux(pid: int | None) -> Reading:
 
 
 #: The gauges of FreeBSD are these and what begins so.
-_FREEBSD_GAUGES = ("stats.active", "sw.", "ifnet.c", "ifnet.gcm", "toe.", "stats.threads")
+_FREEBSD_GAUGES = (
+    "stats.active",
+    "sw.",
+    "ifnet.c",
+    "ifnet.gcm",
+    "toe.",
+    "stats.threads",
+    "tasks_active",
+)
 _FREEBSD_PREFIX = "kern.ipc.tls."
 
 

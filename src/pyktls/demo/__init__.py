@@ -30,6 +30,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyktls import __version__, linux
+from pyktls.commands.terminal import fold
 
 from .display import Display
 from .material import CannotRun, check_kernel, choose_place, find_openssl, prepare, size_of
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         with _orderly_end():
             result = demonstrate(options.file, options.size * MIB, display)
     except CannotRun as e:
-        print(f"pyktls demo: {e}", file=sys.stderr)
+        print("\n".join(fold(f"pyktls demo: {e}", indent="  ")), file=sys.stderr)
         if options.json:
             print(json.dumps({"ok": False, "cannot_run": str(e)}))
         return CANNOT_RUN

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from pyktls.session import Session
 
-__all__ = ["check", "extract", "leave", "progress", "watch", "why_not"]
+__all__ = ["check", "counters", "extract", "leave", "watch", "why_not"]
 
 # What the message callback is called for (SSL_CTX_set_msg_callback(3), RFC 8446 section 5.1).
 _RECORD_HEADER = 256
@@ -410,13 +410,23 @@ def _ask_kernel(ssl_sock: ssl.SSLSocket, seen: Evidence) -> None:
     seen.ktls_send, seen.ktls_recv = Direction.TX in switched, Direction.RX in switched
 
 
-def progress(ssl_sock: ssl.SSLSocket) -> tuple[int, ...]:
-    """Numbers that change whenever OpenSSL sends or receives anything."""
+def counters(ssl_sock: ssl.SSLSocket) -> Callable[[], tuple[int, ...]]:
+    """What gives numbers that change whenever OpenSSL sends or receives anything.
+
+    The last two only as long as the socket has its descriptor.
+    """
     state = _state_of(ssl_sock)
-    counted = (0, 0) if state is None else (state.write.record_bytes, state.read.record_bytes)
-    # Less than a header is not told of, but is gone from the socket.
-    moved = moved_bytes(ssl_sock) if ssl_sock.fileno() >= 0 else None
-    return counted if moved is None else (*counted, *moved)
+    write, read = (_Counted(), _Counted()) if state is None else (state.write, state.read)
+    reference = weakref.ref(ssl_sock)
+
+    def progress() -> tuple[int, ...]:
+        counted = write.record_bytes, read.record_bytes
+        # Less than a header is not told of, but is gone from the socket.
+        sock = reference()
+        moved = moved_bytes(sock) if sock is not None and sock.fileno() >= 0 else None
+        return counted if moved is None else (*counted, *moved)
+
+    return progress
 
 
 def leave(ssl_sock: ssl.SSLSocket) -> None:

@@ -48,7 +48,7 @@ from .abi import (
     TLS_TX_MAX_PAYLOAD_LEN,
     TLS_TX_ZEROCOPY_RO,
 )
-from .counters import TLSStat, TLSStatChange, tls_stat
+from .counters import ErrorCount, TLSStat, TLSStatChange, tls_stat
 from .crypto_info import (
     CryptoInfo,
     get_crypto_info,
@@ -94,6 +94,7 @@ __all__ = [
     "TLS_TX_MAX_PAYLOAD_LEN",
     "TLS_TX_ZEROCOPY_RO",
     "CryptoInfo",
+    "ErrorCount",
     "Record",
     "TLSStat",
     "TLSStatChange",

@@ -29,8 +29,8 @@ from pyktls.kernel_support import (
     VERSIONS,
     Answer,
     Cause,
+    KernelModule,
     KernelSupport,
-    Module,
     Privileges,
     refusal,
 )
@@ -179,11 +179,11 @@ def _is_loaded() -> bool | None:
     return None if listed is None else re.search(rb"^tls ", listed, re.MULTILINE) is not None
 
 
-def _module(has_tls: bool, release: str, who: Privileges) -> Module:
+def _module(has_tls: bool, release: str, who: Privileges) -> KernelModule:
     if has_tls:
         # What works and is no module is built in.
         state = {True: "loaded", False: "built-in", None: "unknown"}[_is_loaded()]
-        return Module(state, _autoload(state, who))
+        return KernelModule(state, _autoload(state, who))
     config, source = _config(release)
     path = None if who.container else _file(release)
     if config == "n":
@@ -196,7 +196,7 @@ def _module(has_tls: bool, release: str, who: Privileges) -> Module:
         state = "missing"
     else:
         state = "unknown"
-    return Module(state, _autoload(state, who), config, source, path)
+    return KernelModule(state, _autoload(state, who), config, source, path)
 
 
 def _autoload(state: str, who: Privileges) -> Answer:
@@ -244,7 +244,7 @@ _ON_HOST = (
 )
 
 
-def _no_module(error: OSError, module: Module, who: Privileges, release: str) -> Answer:
+def _no_module(error: OSError, module: KernelModule, who: Privileges, release: str) -> Answer:
     """The answer where TCP_ULP knows no "tls", as exact as the files allow."""
     code, remedy = Cause.NO_MODULE, NO_TLS_REMEDY
     reason = "this kernel offers no TLS: the tls module is not there or not loaded"
@@ -291,10 +291,10 @@ def still_without() -> bool:
     return False
 
 
-def _find_tls(release: str, who: Privileges) -> tuple[Answer, Module]:
+def _find_tls(release: str, who: Privileges) -> tuple[Answer, KernelModule]:
     """Whether "tls" can be attached.  The files come after the trial."""
 
-    def without(answer: Answer) -> tuple[Answer, Module]:
+    def without(answer: Answer) -> tuple[Answer, KernelModule]:
         return answer, _module(False, release, who)
 
     try:

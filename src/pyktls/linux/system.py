@@ -195,11 +195,10 @@ def cipher_refusal(
 ) -> OSError | None:
     """The error with which this kernel refuses the cipher, None if it takes it or nobody can tell.
 
-    Found by trying both directions.
+    Found by trying both directions.  Raises Unavailable for a wanted direction whose keys the
+    kernel takes and then denies having: Linux before 5.11 cannot be asked about the receiving ones.
     Without loopback, or without TLS at all, there is nothing to be found here: ``attach`` will say.
-    Nor is it said here that a kernel pretends: ``install`` will.
     """
-    del wanted
     if aead.linux is None:
         return OSError(errno.EOPNOTSUPP, "Linux has no such cipher")
     if (version, aead) in _accepted:
@@ -209,6 +208,9 @@ def cipher_refusal(
             said = try_cipher(spare, version, aead)
         except (OSError, Pretended):
             return None
+    for direction in wanted:
+        if isinstance(lie := said[direction], Pretended):
+            raise Unavailable(f"{lie}: it has no kernel TLS, or one before Linux 5.11") from lie
     return next((e for e in said.values() if isinstance(e, OSError)), None)
 
 
@@ -220,9 +222,17 @@ def cipher_remedy(aead: AEAD, error: OSError) -> str:
     return f"Linux has {aead.name} since {aead.linux.since}, if configured"
 
 
-def next_sequence(fd: int, direction: Direction) -> int:
-    """The number of the next record of a direction whose keys are in the kernel."""
-    return get_rec_seq(fd, _OPTION[direction])
+def next_sequence(fd: int, direction: Direction) -> int | None:
+    """The number of the next record of a direction whose keys are in the kernel.
+
+    None for AES-CCM and ChaCha20-Poly1305 before Linux 5.16, which tells it only of AES-GCM.
+    """
+    try:
+        return get_rec_seq(fd, _OPTION[direction])
+    except OSError as e:
+        if e.errno == errno.EINVAL:
+            return None
+        raise
 
 
 #: Whether this kernel takes new keys on a running connection; found out at the first question.

@@ -85,8 +85,9 @@ class State:
     rx: Protection | None = None
     partial: bytearray = field(default_factory=bytearray)  # of the next record, less its last byte
     ready: Ready | None = None
-    error: int = 0  # so_error: told once
+    error: int = 0  # so_error: told once, to whoever calls next
     wedged: bool = False  # dropped, with bytes left that nobody will ever decrypt
+    cut_off: bool = False  # by the peer, within a record
     pending: bytes = b""
     tx_lock: threading.Lock = field(default_factory=threading.Lock)
     rx_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -334,7 +335,7 @@ class Kernel:
     def look(self, state: State, sock: socket.socket) -> bool:
         """Whether a read would come back; decrypts until there is a record, or nothing more."""
         while state.ready is None:
-            if state.wedged:
+            if state.wedged or state.cut_off:
                 return bool(state.error)
             record = self.gather(state, sock)
             if record is None:
@@ -342,7 +343,7 @@ class Kernel:
             if not record:
                 if not state.partial:
                     return True  # the end
-                self.drop(state, sock, errno.EMSGSIZE)  # cut off by it
+                state.error, state.cut_off = errno.EMSGSIZE, True
                 return True
             self.decrypt(state, sock, record)
         return True
@@ -447,6 +448,7 @@ class Kernel:
             chained = state.tx.cipher == AES_CBC and state.tx.minor == 1
             if not data and not chained:
                 raise Errno(errno.EINVAL)
+            self.tell_error(state, sock)
             waits = self.blocking(fd, flags)
             with state.tx_lock:
                 if record_type < 0:
@@ -457,6 +459,20 @@ class Kernel:
                 kind = 23 if record_type < 0 else record_type
                 self.send_pieces(state, sock, [(kind, data)], waits=waits)
             return len(data)
+
+    def tell_error(self, state: State, sock: socket.socket) -> None:
+        """What sosend and sendfile begin with: so_error, which is forgotten by that.
+
+        A thread of the kernel has decrypted what has come by then.
+        """
+        if state.rx is not None and state.rx_lock.acquire(blocking=False):
+            try:
+                self.look(state, sock)
+            finally:
+                state.rx_lock.release()
+        if state.error:
+            error, state.error = state.error, 0
+            raise Errno(error)
 
     def send_pieces(
         self, state: State, sock: socket.socket, pieces: list[tuple[int, bytes]], *, waits: bool
@@ -543,6 +559,7 @@ class Kernel:
                         sock.sendall(piece)
                     else:
                         with state.tx_lock:
+                            self.tell_error(state, sock)
                             waits = self.blocking(fd, 0)
                             self.send_pieces(state, sock, [(23, piece)], waits=waits)
                 except Errno as e:
@@ -624,7 +641,11 @@ class Real:
         self.fd = fd
 
     def __enter__(self) -> socket.socket:
+        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         self.sock = socket.socket(fileno=self.fd)
+        if self.sock.gettimeout() is not None:  # socket.setdefaulttimeout concerns nobody here
+            self.sock.settimeout(None)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags)
         return self.sock
 
     def __exit__(self, *_: object) -> None:
