@@ -1018,6 +1018,85 @@ def test_a_file_that_is_given_up(own_ground, big_file):
     own_ground.run(main)
 
 
+@pytest.mark.parametrize("how", ["cancel", "abort"])
+def test_a_file_that_is_closed_while_it_is_sent(own_ground, big_file, how):
+    """That nobody can set its position any more does not hold the transport."""
+
+    async def main():
+        async with pair(own_ground) as (near, far):
+            take_little(near, far)
+            file = big_file.open("rb")
+            sending = asyncio.create_task(aio.sendfile(near.transport, file))
+            await asyncio.sleep(0.1)
+            assert not sending.done()
+            if how == "cancel":
+                sending.cancel()
+            else:
+                near.transport.abort()
+            file.close()
+            with pytest.raises((asyncio.CancelledError, OSError)):
+                await sending
+            if how == "cancel":
+                far.transport.resume_reading()
+                near.transport.write(b"END")
+                near.transport.close()
+                assert await far.lost is None
+                assert far.data.endswith(b"END")
+            await near.lost
+
+    own_ground.run(main)
+
+
+def test_a_file_without_a_position(own_ground, big_file):
+    class Pages:
+        def __init__(self, file) -> None:
+            self.fileno = file.fileno
+            self.read = file.read
+
+    async def main():
+        async with pair(own_ground) as (near, far):
+            with big_file.open("rb") as file:
+                assert await aio.sendfile(near.transport, Pages(file)) == 9 * MiB
+            near.transport.write(b"END")
+            await far.until(9 * MiB + 3)
+            assert far.data == big_file.read_bytes() + b"END"
+
+    own_ground.run(main)
+
+
+def test_what_comes_while_a_file_is_sent(own_ground, big_file):
+    """It waits until the protocol can answer it, and the peer's end until the file is out."""
+
+    class Answering(Recorder):
+        def data_received(self, data) -> None:
+            super().data_received(data)
+            self.transport.write(b"pong")
+
+    async def main():
+        async with pair(own_ground, Answering) as (near, far):
+            # OpenSSL's close_notify does not go well with data that is still to be read.
+            ends = own_ground.carrier == KERNEL and near.transport.can_write_eof()
+            take_little(far, near)
+            with big_file.open("rb") as file:
+                sending = asyncio.create_task(aio.sendfile(far.transport, file))
+                await asyncio.sleep(0.1)
+                near.transport.write(b"ping")
+                if ends:
+                    near.transport.write_eof()
+                await asyncio.sleep(0.1)
+                assert not sending.done()
+                near.transport.resume_reading()
+                assert await sending == 9 * MiB
+            await near.until(9 * MiB + 4)
+            assert near.data == big_file.read_bytes() + b"pong"
+            if ends:
+                assert await far.lost is None
+            else:
+                assert far.transport.is_reading()
+
+    own_ground.run(main)
+
+
 def test_arguments_of_sendfile(ground, big_file):
     async def main():
         async with pair(ground) as (near, _):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .serving import Server
     from .tls_object import TLSObject
 
-__all__ = ["KTLSTransport"]
+__all__ = ["KTLSTransport", "leave_position"]
 
 _log = logging.getLogger("pyktls.aio")
 
@@ -711,6 +711,10 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             raise RuntimeError("Cannot send a file after write_eof()")
         job: _File | None = None
         empty = self._make_empty_waiter()  # RuntimeError if another file is being sent
+        # As loop.sendfile: an answer to what comes could not be written now, and the peer's end
+        # would have the protocol close the connection before the file is out.
+        reads = self.is_reading()
+        self.pause_reading()
         try:
             await empty
             job = self._file = _File(file.fileno(), offset, count, self._loop.create_future())
@@ -719,11 +723,15 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
                 await job.over
         finally:
             self._file = None
-            if job is not None:
-                self._await_room(job, wanted=False)
-                if job.offset > offset:
-                    file.seek(job.offset)
-            self._reset_empty_waiter()
+            try:
+                if job is not None:
+                    self._await_room(job, wanted=False)
+                    if job.offset > offset:
+                        leave_position(file, job.offset)
+            finally:
+                self._reset_empty_waiter()
+                if reads:
+                    self.resume_reading()
         return job.offset - offset
 
     def _send_some_pages(self) -> None:
@@ -756,6 +764,13 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         elif job.waits and not wanted and self._end is not None:
             self._loop.remove_writer(self._fd)
         job.waits = wanted
+
+
+def leave_position(file: Any, position: int) -> None:
+    """Set the position of a file behind what was sent, if it has one and is still open."""
+    if hasattr(file, "seek"):
+        with contextlib.suppress(ValueError):  # it was closed meanwhile
+            file.seek(position)
 
 
 def _address(ask: Callable[[], Any]) -> Any:
