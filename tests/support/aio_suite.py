@@ -16,6 +16,7 @@ import os
 import random
 import socket
 import ssl
+import struct
 import tempfile
 import time
 import warnings
@@ -1265,6 +1266,147 @@ def test_starttls_of_streams(ground):
         assert await reader.readexactly(len(data)) == data
         await closed(writer)
         await stop(server)
+
+    ground.run(main)
+
+
+def test_starttls_of_streams_that_nobody_reads(ground):
+    """The reader's limit holds for what comes over TLS, too."""
+
+    async def main():
+        client, server_context = ground.contexts()
+        upgraded = asyncio.get_running_loop().create_future()
+        read_on = asyncio.Event()
+        data = pattern(24 * MiB)
+
+        async def serve(reader, writer):
+            assert await reader.readline() == b"STARTTLS\n"
+            writer.write(b"go ahead\n")
+            await writer.start_tls(server_context, **ground.required)
+            upgraded.set_result(reader)
+            await read_on.wait()
+            assert await reader.readexactly(len(data)) == data
+            writer.write(b"thanks")
+            await closed(writer)
+
+        server = await aio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await aio.open_connection("127.0.0.1", port_of(server))
+        writer.write(b"STARTTLS\n")
+        assert await reader.readline() == b"go ahead\n"
+        await writer.start_tls(client, server_hostname=tls.HOST, **ground.required)
+        far_reader = await upgraded
+
+        async def send():
+            for begin in range(0, len(data), 100_000):
+                writer.write(data[begin : begin + 100_000])
+                await writer.drain()
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(0.5)
+        assert not sending.done()
+        assert len(far_reader._buffer) < 2 * MiB
+        read_on.set()
+        await sending
+        assert await reader.readexactly(6) == b"thanks"
+        await closed(writer)
+        await stop(server)
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_starttls_of_streams_after_more_than_was_read(ground, side):
+    """Anybody on the way can have sent it: CVE-2011-0411."""
+    more = b"DELETE everything\n"
+
+    async def upgrade(reader, writer, context, **keywords):
+        with pytest.raises(pyktls.HandoffRefused, match="18 bytes"):
+            await writer.start_tls(context, **keywords)
+        with pytest.raises(pyktls.HandoffRefused, match="18 bytes"):
+            await reader.readline()
+        assert writer.is_closing()
+
+    async def main():
+        client, server_context = ground.contexts()
+        served = asyncio.get_running_loop().create_future()
+
+        async def serve(reader, writer):
+            assert await reader.readline() == b"STARTTLS\n"
+            if side == "server":
+                await upgrade(reader, writer, server_context)
+            else:
+                writer.write(b"go ahead\n" + more)
+                assert await reader.read() == b""
+                await closed(writer)
+            served.set_result(None)
+
+        server = await aio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await aio.open_connection("127.0.0.1", port_of(server))
+        if side == "server":
+            writer.write(b"STARTTLS\n" + more)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            await closed(writer)
+        else:
+            writer.write(b"STARTTLS\n")
+            assert await reader.readline() == b"go ahead\n"
+            await upgrade(reader, writer, client, server_hostname=tls.HOST)
+        await served
+        await stop(server)
+
+    ground.run(main)
+
+
+def test_starttls_on_a_connection_that_is_lost(ground):
+    """The protocol is told once."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, _ = ground.contexts()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            transport, near = await loop.create_connection(Recorder, *listener.getsockname())
+            listener.accept()[0].close()
+            assert await near.lost is None
+            for _ in range(2):
+                with pytest.raises(ConnectionResetError, match="before TLS"):
+                    await aio.start_tls(transport, near, client, server_hostname=tls.HOST)
+            assert near.calls == ["made", "eof", "lost"]
+            transport, near = await loop.create_connection(Recorder, *listener.getsockname())
+            peer, _ = listener.accept()
+            with peer:
+                transport.close()
+                with pytest.raises(ConnectionResetError, match="before TLS"):
+                    await aio.start_tls(transport, near, client, server_hostname=tls.HOST)
+                assert await near.lost is None
+            assert near.calls == ["made", "lost"]
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "reset"])
+def test_starttls_on_a_connection_that_is_lost_while_it_waits(ground, how):
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, _ = ground.contexts()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            transport, near = await loop.create_connection(Recorder, *listener.getsockname())
+            peer, _ = listener.accept()
+            transport.write(bytes(64 * MiB))
+            turning = asyncio.create_task(
+                aio.start_tls(transport, near, client, server_hostname=tls.HOST)
+            )
+            await asyncio.sleep(0.1)
+            assert not turning.done()
+            if how == "reset":
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+            else:
+                getattr(transport, how)()
+                peer.close()
+            with pytest.raises(ConnectionError):
+                await turning
+            await near.lost
+            assert near.calls.count("lost") == 1
 
     ground.run(main)
 
