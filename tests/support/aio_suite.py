@@ -507,6 +507,40 @@ def test_a_transport_that_nobody_closed(own_ground):
     own_ground.run(main)
 
 
+def test_a_servers_transport_that_nobody_closed(own_ground):
+    """The server does not wait for it."""
+
+    held = []
+
+    class Forgetful(asyncio.Protocol):
+        def connection_made(self, transport):
+            transport.pause_reading()
+            held.append(transport)  # nobody else has it
+
+    async def main():
+        client, server_context = own_ground.contexts()
+        server = await aio.create_server(
+            Forgetful, "127.0.0.1", 0, ssl=server_context, **own_ground.required
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            reader, writer = await own_ground.connect(port_of(server), client)
+            while not held:
+                await asyncio.sleep(0.01)
+            held.clear()
+            while not any("unclosed transport" in str(w.message) for w in caught):
+                gc.collect()
+                await asyncio.sleep(0.01)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.transport.abort()
+        server.close()
+        async with asyncio.timeout(20):
+            await server.wait_closed()
+
+    own_ground.run(main)
+
+
 # ---- handshakes ------------------------------------------------------------------------------
 
 
@@ -800,7 +834,76 @@ def test_sockets_that_were_made_before(ground):
         )
         writer.write(b"made before")
         assert await reader.readexactly(11) == b"made before"
+        # The caller's objects are what they were, as long as the connection and the server are.
+        assert listener.getsockname() == sock.getpeername()
         await closed(writer)
+        await stop(server)
+        await asyncio.sleep(0.05)
+        assert listener.fileno() == sock.fileno() == -1
+
+    ground.run(main)
+
+
+def test_a_socket_whose_handshake_fails_is_closed(own_ground):
+    async def main():
+        _, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            sock = socket.create_connection(("127.0.0.1", port_of(server)))
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await aio.open_connection(
+                    sock=sock, ssl=ssl.create_default_context(), server_hostname=tls.HOST
+                )
+            assert sock.fileno() == -1
+        own_ground.unexpected.clear()
+
+    own_ground.run(main)
+
+
+def test_sockets_that_no_server_takes(own_ground):
+    """They stay the caller's."""
+
+    async def main():
+        _, server_context = own_ground.contexts()
+        with socket.socket() as sock, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            with pytest.raises(ValueError, match="same time"):
+                await aio.start_server(echo, "127.0.0.1", 0, sock=sock, ssl=server_context)
+            with pytest.raises(ValueError, match=r"[Ss]tream"):
+                await aio.start_server(echo, sock=datagrams, ssl=server_context)
+            with server_context.wrap_socket(socket.socket(), server_side=True) as secure:
+                with pytest.raises(TypeError, match="SSLSocket"):
+                    await aio.start_server(echo, sock=secure, ssl=server_context)
+                assert secure.fileno() >= 0
+            assert sock.fileno() >= 0
+            assert datagrams.fileno() >= 0
+
+    own_ground.run(main)
+
+
+def test_unix_sockets(ground, tmp_path):
+    """No kernel has TLS for them: what carries them is OpenSSL, whoever has the others."""
+
+    async def main():
+        client, server_context = ground.contexts()
+        listener, sock = (socket.socket(socket.AF_UNIX) for _ in range(2))
+        listener.bind(str(tmp_path / "socket"))
+        server = await aio.start_server(echo, sock=listener, ssl=server_context)
+        sock.connect(str(tmp_path / "socket"))
+        reader, writer = await aio.open_connection(sock=sock, ssl=client, server_hostname=tls.HOST)
+        data = pattern(200_000)
+        writer.write(data)
+        assert await reader.readexactly(len(data)) == data
+        status = writer.get_extra_info("ktls")
+        if ground.in_transport:
+            assert not status.tx
+            assert isinstance(status.refusal, pyktls.HandoffRefused | pyktls.Unavailable)
+        await closed(writer)
+        if ground.in_transport:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(str(tmp_path / "socket"))
+            with pytest.raises((pyktls.HandoffRefused, pyktls.Unavailable)):
+                await aio.open_connection(
+                    sock=sock, ssl=client, server_hostname=tls.HOST, require=True
+                )
         await stop(server)
 
     ground.run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl as ssl_module
@@ -83,7 +84,7 @@ async def create_connection(
     raises HandoffRefused or Unavailable.  Otherwise it raises what the loop's method raises:
     OSError of the connection, ssl.SSLError of the handshake, ConnectionAbortedError when that takes
     longer than ``ssl_handshake_timeout`` seconds (60).  ``ssl_shutdown_timeout`` (30 seconds)
-    is how long ``transport.close()`` may take.
+    is how long ``transport.close()`` may take.  ``sock`` belongs to the transport, which closes it.
     """
     loop: Any = asyncio.get_running_loop()
     handshake_timeout, shutdown_timeout = timeouts(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
@@ -118,20 +119,23 @@ async def create_connection(
         )
         return loops
     tcp_socket = await _connect(loop, host, port, sock, tcp)
-    end, about = await connect_tls(
-        tcp_socket,
-        context,
-        server_side=False,
-        server_hostname=server_hostname or None,
-        timeout=handshake_timeout,
-        require=require,
-    )
-    try:
+    with contextlib.ExitStack() as after_error:
+        if sock is not None:
+            after_error.callback(sock.close)
+        end, about = await connect_tls(
+            tcp_socket,
+            context,
+            server_side=False,
+            server_hostname=server_hostname or None,
+            timeout=handshake_timeout,
+            require=require,
+        )
+        after_error.callback(end.discard)
         protocol = protocol_factory()
-        transport = KTLSTransport(loop, end, protocol, about, shutdown_timeout=shutdown_timeout)
-    except BaseException:
-        end.discard()
-        raise
+        transport = KTLSTransport(
+            loop, end, protocol, about, shutdown_timeout=shutdown_timeout, given=sock
+        )
+        after_error.pop_all()
     begin(transport)
     return transport, protocol
 
@@ -379,8 +383,8 @@ async def _connect(
         raise InvalidType("sock must not be an SSLSocket: pyktls.offload is for those")
     if sock.type != socket.SOCK_STREAM:
         raise InvalidValue(f"A Stream Socket was expected, got {sock!r}")
-    sock.setblocking(False)
-    return sock
+    # The caller's object is to live as long as the connection, and OpenSSL's takes its descriptor.
+    return duplicate(sock)
 
 
 class _Flow(asyncio.Protocol):

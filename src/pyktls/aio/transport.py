@@ -109,6 +109,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         "_error_after_file",
         "_fd",
         "_file",
+        "_given",
         "_in_vain",
         "_later",
         "_lost",
@@ -143,6 +144,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         *,
         shutdown_timeout: float,
         server: Server | None = None,
+        given: socket.socket | None = None,
     ) -> None:
         self._end: End | None = end
         super().__init__({}, loop)
@@ -152,6 +154,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         self._peername = _address(end.sock.getpeername)
         self._shutdown_timeout = shutdown_timeout
         self._server = server
+        self._given = given  # the caller's socket object, for the same connection
         self._buffer: collections.deque[memoryview] = collections.deque()
         self._buffer_size = 0
         self._writing = False  # the loop calls _write_ready
@@ -614,6 +617,8 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             if end is not None:
                 with contextlib.suppress(OSError):
                     end.discard()
+            if self._given is not None:
+                self._given.close()
             self._protocol = None
             server, self._server = self._server, None
             if server is not None:
@@ -627,6 +632,12 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             )
             with contextlib.suppress(OSError, Error):
                 end.close()
+            if self._given is not None:
+                self._given.close()
+            server = self._server
+            if server is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(server._forgotten)  # noqa: SLF001
 
     # ---- files -------------------------------------------------------------------------------
 
