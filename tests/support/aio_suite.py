@@ -683,6 +683,34 @@ def test_a_factory_that_fails(own_ground):
     own_ground.run(main)
 
 
+def test_a_protocol_that_does_not_take_the_connection(own_ground):
+    """The connection is closed, and the loop is told, not in debug mode only."""
+
+    class Refusing(asyncio.Protocol):
+        def connection_made(self, _):
+            raise ArithmeticError("not today")
+
+    async def main():
+        asyncio.get_running_loop().set_debug(False)
+        client, server_context = own_ground.contexts()
+        server = await aio.create_server(
+            Refusing, "127.0.0.1", 0, ssl=server_context, **own_ground.required
+        )
+        with contextlib.suppress(ConnectionError, ssl.SSLError, pyktls.HandoffRefused):
+            reader, writer = await own_ground.connect(port_of(server), client)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.transport.abort()
+        await stop(server)
+        (told,) = own_ground.unexpected
+        assert "connection_made" in told["message"]
+        assert isinstance(told["exception"], ArithmeticError)
+        assert isinstance(told["protocol"], Refusing)
+        own_ground.unexpected.clear()
+
+    own_ground.run(main)
+
+
 # ---- servers ---------------------------------------------------------------------------------
 
 

@@ -177,7 +177,6 @@ class Server(asyncio.AbstractServer):
             except BaseException:
                 end.discard()
                 raise
-            begin(transport)
         except (SystemExit, KeyboardInterrupt, asyncio.CancelledError):
             raise
         except BaseException as e:
@@ -188,6 +187,21 @@ class Server(asyncio.AbstractServer):
                         "exception": e,
                     }
                 )
+            return
+        protocol = transport.get_protocol()
+        try:
+            begin(transport)
+        except (SystemExit, KeyboardInterrupt, asyncio.CancelledError):
+            raise
+        except BaseException as e:
+            self._loop.call_exception_handler(
+                {
+                    "message": "Fatal error: protocol.connection_made() call failed.",
+                    "exception": e,
+                    "transport": transport,
+                    "protocol": protocol,
+                }
+            )
 
     def _handshake_over(self, task: asyncio.Task[None]) -> None:
         # It has been taken over, unless the task was cancelled before it began.
