@@ -166,6 +166,38 @@ def test_what_is_known_of_the_handshake(ground):
     ground.run(main)
 
 
+def test_what_is_known_after_the_end(ground):
+    """For instance to a program that writes its log then."""
+
+    def known(writer):
+        about = writer.get_extra_info("ssl_object")
+        return {
+            "cipher": writer.get_extra_info("cipher"),
+            "peercert": writer.get_extra_info("peercert"),
+            "alpn": about.selected_alpn_protocol(),
+            "certificate": about.getpeercert(True),
+            "version": about.version(),
+        }
+
+    async def main():
+        client, server_context = ground.contexts()
+        client.set_alpn_protocols(["http/1.1"])
+        server_context.set_alpn_protocols(["http/1.1"])
+        async with ground.server(echo, server_context) as server:
+            reader, writer = await ground.connect(port_of(server), client)
+            writer.write(b"x")
+            await reader.readexactly(1)
+            before = known(writer)
+            assert all(before.values())
+            await closed(writer)
+            await asyncio.sleep(0)
+            assert known(writer) == before
+            assert writer.get_extra_info("ssl_object").session is not None
+            assert writer.get_extra_info("ssl_object").pending() == 0
+
+    ground.run(main)
+
+
 def test_many_at_once(ground):
     async def main():
         client, server_context = ground.contexts()

@@ -139,6 +139,7 @@ def _switch(tls: ssl.SSLSocket, *, require: bool) -> tuple[End, TLSObject]:
     assert refusal is not None  # noqa: S101  (for mypy)
     if require or is_dead(refusal):
         raise refusal
+    about.left_to(tls)
     return OpenSSLEnd(tls, refusal), about
 
 

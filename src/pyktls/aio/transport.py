@@ -615,6 +615,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
                 self._protocol.connection_lost(error)
         finally:
             if end is not None:
+                self._tls_object.closing()
                 with contextlib.suppress(OSError):
                     end.discard()
             if self._given is not None:
@@ -630,6 +631,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             warnings.warn(
                 f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=1
             )
+            self._tls_object.closing()
             with contextlib.suppress(OSError, Error):
                 end.close()
             if self._given is not None:
