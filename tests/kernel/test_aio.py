@@ -355,7 +355,7 @@ def test_key_updates_under_load(ground_1_3, request_ours):
 
 
 def test_changing_keys_while_a_file_is_sent(ground_1_3, big_file):  # noqa: F811
-    """The peer asks for new keys in the midst of it; the answer comes when there is room."""
+    """The peer asks for new keys in the midst of it; it has its answer when the file is out."""
 
     async def main():
         client, server_context = ground_1_3.contexts()

@@ -16,6 +16,7 @@ import os
 import random
 import socket
 import ssl
+import struct
 import tempfile
 import time
 import warnings
@@ -161,6 +162,38 @@ def test_what_is_known_of_the_handshake(ground):
     async def told_of(told, seen, name):
         await told.wait()
         return seen[name]
+
+    ground.run(main)
+
+
+def test_what_is_known_after_the_end(ground):
+    """For instance to a program that writes its log then."""
+
+    def known(writer):
+        about = writer.get_extra_info("ssl_object")
+        return {
+            "cipher": writer.get_extra_info("cipher"),
+            "peercert": writer.get_extra_info("peercert"),
+            "alpn": about.selected_alpn_protocol(),
+            "certificate": about.getpeercert(True),
+            "version": about.version(),
+        }
+
+    async def main():
+        client, server_context = ground.contexts()
+        client.set_alpn_protocols(["http/1.1"])
+        server_context.set_alpn_protocols(["http/1.1"])
+        async with ground.server(echo, server_context) as server:
+            reader, writer = await ground.connect(port_of(server), client)
+            writer.write(b"x")
+            await reader.readexactly(1)
+            before = known(writer)
+            assert all(before.values())
+            await closed(writer)
+            await asyncio.sleep(0)
+            assert known(writer) == before
+            assert writer.get_extra_info("ssl_object").session is not None
+            assert writer.get_extra_info("ssl_object").pending() == 0
 
     ground.run(main)
 
@@ -506,6 +539,40 @@ def test_a_transport_that_nobody_closed(own_ground):
     own_ground.run(main)
 
 
+def test_a_servers_transport_that_nobody_closed(own_ground):
+    """The server does not wait for it."""
+
+    held = []
+
+    class Forgetful(asyncio.Protocol):
+        def connection_made(self, transport):
+            transport.pause_reading()
+            held.append(transport)  # nobody else has it
+
+    async def main():
+        client, server_context = own_ground.contexts()
+        server = await aio.create_server(
+            Forgetful, "127.0.0.1", 0, ssl=server_context, **own_ground.required
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            reader, writer = await own_ground.connect(port_of(server), client)
+            while not held:
+                await asyncio.sleep(0.01)
+            held.clear()
+            while not any("unclosed transport" in str(w.message) for w in caught):
+                gc.collect()
+                await asyncio.sleep(0.01)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.transport.abort()
+        server.close()
+        async with asyncio.timeout(20):
+            await server.wait_closed()
+
+    own_ground.run(main)
+
+
 # ---- handshakes ------------------------------------------------------------------------------
 
 
@@ -643,6 +710,34 @@ def test_a_factory_that_fails(own_ground):
                 await aio.create_connection(
                     fail, "127.0.0.1", port_of(other), ssl=client, server_hostname=tls.HOST
                 )
+        own_ground.unexpected.clear()
+
+    own_ground.run(main)
+
+
+def test_a_protocol_that_does_not_take_the_connection(own_ground):
+    """The connection is closed, and the loop is told, not in debug mode only."""
+
+    class Refusing(asyncio.Protocol):
+        def connection_made(self, _):
+            raise ArithmeticError("not today")
+
+    async def main():
+        asyncio.get_running_loop().set_debug(False)
+        client, server_context = own_ground.contexts()
+        server = await aio.create_server(
+            Refusing, "127.0.0.1", 0, ssl=server_context, **own_ground.required
+        )
+        with contextlib.suppress(ConnectionError, ssl.SSLError, pyktls.HandoffRefused):
+            reader, writer = await own_ground.connect(port_of(server), client)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.transport.abort()
+        await stop(server)
+        (told,) = own_ground.unexpected
+        assert "connection_made" in told["message"]
+        assert isinstance(told["exception"], ArithmeticError)
+        assert isinstance(told["protocol"], Refusing)
         own_ground.unexpected.clear()
 
     own_ground.run(main)
@@ -799,7 +894,76 @@ def test_sockets_that_were_made_before(ground):
         )
         writer.write(b"made before")
         assert await reader.readexactly(11) == b"made before"
+        # The caller's objects are what they were, as long as the connection and the server are.
+        assert listener.getsockname() == sock.getpeername()
         await closed(writer)
+        await stop(server)
+        await asyncio.sleep(0.05)
+        assert listener.fileno() == sock.fileno() == -1
+
+    ground.run(main)
+
+
+def test_a_socket_whose_handshake_fails_is_closed(own_ground):
+    async def main():
+        _, server_context = own_ground.contexts()
+        async with own_ground.server(echo, server_context) as server:
+            sock = socket.create_connection(("127.0.0.1", port_of(server)))
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await aio.open_connection(
+                    sock=sock, ssl=ssl.create_default_context(), server_hostname=tls.HOST
+                )
+            assert sock.fileno() == -1
+        own_ground.unexpected.clear()
+
+    own_ground.run(main)
+
+
+def test_sockets_that_no_server_takes(own_ground):
+    """They stay the caller's."""
+
+    async def main():
+        _, server_context = own_ground.contexts()
+        with socket.socket() as sock, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            with pytest.raises(ValueError, match="same time"):
+                await aio.start_server(echo, "127.0.0.1", 0, sock=sock, ssl=server_context)
+            with pytest.raises(ValueError, match=r"[Ss]tream"):
+                await aio.start_server(echo, sock=datagrams, ssl=server_context)
+            with server_context.wrap_socket(socket.socket(), server_side=True) as secure:
+                with pytest.raises(TypeError, match="SSLSocket"):
+                    await aio.start_server(echo, sock=secure, ssl=server_context)
+                assert secure.fileno() >= 0
+            assert sock.fileno() >= 0
+            assert datagrams.fileno() >= 0
+
+    own_ground.run(main)
+
+
+def test_unix_sockets(ground, tmp_path):
+    """No kernel has TLS for them: what carries them is OpenSSL, whoever has the others."""
+
+    async def main():
+        client, server_context = ground.contexts()
+        listener, sock = (socket.socket(socket.AF_UNIX) for _ in range(2))
+        listener.bind(str(tmp_path / "socket"))
+        server = await aio.start_server(echo, sock=listener, ssl=server_context)
+        sock.connect(str(tmp_path / "socket"))
+        reader, writer = await aio.open_connection(sock=sock, ssl=client, server_hostname=tls.HOST)
+        data = pattern(200_000)
+        writer.write(data)
+        assert await reader.readexactly(len(data)) == data
+        status = writer.get_extra_info("ktls")
+        if ground.in_transport:
+            assert not status.tx
+            assert isinstance(status.refusal, pyktls.HandoffRefused | pyktls.Unavailable)
+        await closed(writer)
+        if ground.in_transport:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(str(tmp_path / "socket"))
+            with pytest.raises((pyktls.HandoffRefused, pyktls.Unavailable)):
+                await aio.open_connection(
+                    sock=sock, ssl=client, server_hostname=tls.HOST, require=True
+                )
         await stop(server)
 
     ground.run(main)
@@ -1018,6 +1182,85 @@ def test_a_file_that_is_given_up(own_ground, big_file):
     own_ground.run(main)
 
 
+@pytest.mark.parametrize("how", ["cancel", "abort"])
+def test_a_file_that_is_closed_while_it_is_sent(own_ground, big_file, how):
+    """That nobody can set its position any more does not hold the transport."""
+
+    async def main():
+        async with pair(own_ground) as (near, far):
+            take_little(near, far)
+            file = big_file.open("rb")
+            sending = asyncio.create_task(aio.sendfile(near.transport, file))
+            await asyncio.sleep(0.1)
+            assert not sending.done()
+            if how == "cancel":
+                sending.cancel()
+            else:
+                near.transport.abort()
+            file.close()
+            with pytest.raises((asyncio.CancelledError, OSError)):
+                await sending
+            if how == "cancel":
+                far.transport.resume_reading()
+                near.transport.write(b"END")
+                near.transport.close()
+                assert await far.lost is None
+                assert far.data.endswith(b"END")
+            await near.lost
+
+    own_ground.run(main)
+
+
+def test_a_file_without_a_position(own_ground, big_file):
+    class Pages:
+        def __init__(self, file) -> None:
+            self.fileno = file.fileno
+            self.read = file.read
+
+    async def main():
+        async with pair(own_ground) as (near, far):
+            with big_file.open("rb") as file:
+                assert await aio.sendfile(near.transport, Pages(file)) == 9 * MiB
+            near.transport.write(b"END")
+            await far.until(9 * MiB + 3)
+            assert far.data == big_file.read_bytes() + b"END"
+
+    own_ground.run(main)
+
+
+def test_what_comes_while_a_file_is_sent(own_ground, big_file):
+    """It waits until the protocol can answer it, and the peer's end until the file is out."""
+
+    class Answering(Recorder):
+        def data_received(self, data) -> None:
+            super().data_received(data)
+            self.transport.write(b"pong")
+
+    async def main():
+        async with pair(own_ground, Answering) as (near, far):
+            # OpenSSL's close_notify does not go well with data that is still to be read.
+            ends = own_ground.carrier == KERNEL and near.transport.can_write_eof()
+            take_little(far, near)
+            with big_file.open("rb") as file:
+                sending = asyncio.create_task(aio.sendfile(far.transport, file))
+                await asyncio.sleep(0.1)
+                near.transport.write(b"ping")
+                if ends:
+                    near.transport.write_eof()
+                await asyncio.sleep(0.1)
+                assert not sending.done()
+                near.transport.resume_reading()
+                assert await sending == 9 * MiB
+            await near.until(9 * MiB + 4)
+            assert near.data == big_file.read_bytes() + b"pong"
+            if ends:
+                assert await far.lost is None
+            else:
+                assert far.transport.is_reading()
+
+    own_ground.run(main)
+
+
 def test_arguments_of_sendfile(ground, big_file):
     async def main():
         async with pair(ground) as (near, _):
@@ -1186,6 +1429,147 @@ def test_starttls_of_streams(ground):
         assert await reader.readexactly(len(data)) == data
         await closed(writer)
         await stop(server)
+
+    ground.run(main)
+
+
+def test_starttls_of_streams_that_nobody_reads(ground):
+    """The reader's limit holds for what comes over TLS, too."""
+
+    async def main():
+        client, server_context = ground.contexts()
+        upgraded = asyncio.get_running_loop().create_future()
+        read_on = asyncio.Event()
+        data = pattern(24 * MiB)
+
+        async def serve(reader, writer):
+            assert await reader.readline() == b"STARTTLS\n"
+            writer.write(b"go ahead\n")
+            await writer.start_tls(server_context, **ground.required)
+            upgraded.set_result(reader)
+            await read_on.wait()
+            assert await reader.readexactly(len(data)) == data
+            writer.write(b"thanks")
+            await closed(writer)
+
+        server = await aio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await aio.open_connection("127.0.0.1", port_of(server))
+        writer.write(b"STARTTLS\n")
+        assert await reader.readline() == b"go ahead\n"
+        await writer.start_tls(client, server_hostname=tls.HOST, **ground.required)
+        far_reader = await upgraded
+
+        async def send():
+            for begin in range(0, len(data), 100_000):
+                writer.write(data[begin : begin + 100_000])
+                await writer.drain()
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(0.5)
+        assert not sending.done()
+        assert len(far_reader._buffer) < 2 * MiB
+        read_on.set()
+        await sending
+        assert await reader.readexactly(6) == b"thanks"
+        await closed(writer)
+        await stop(server)
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_starttls_of_streams_after_more_than_was_read(ground, side):
+    """Anybody on the way can have sent it: CVE-2011-0411."""
+    more = b"DELETE everything\n"
+
+    async def upgrade(reader, writer, context, **keywords):
+        with pytest.raises(pyktls.HandoffRefused, match="18 bytes"):
+            await writer.start_tls(context, **keywords)
+        with pytest.raises(pyktls.HandoffRefused, match="18 bytes"):
+            await reader.readline()
+        assert writer.is_closing()
+
+    async def main():
+        client, server_context = ground.contexts()
+        served = asyncio.get_running_loop().create_future()
+
+        async def serve(reader, writer):
+            assert await reader.readline() == b"STARTTLS\n"
+            if side == "server":
+                await upgrade(reader, writer, server_context)
+            else:
+                writer.write(b"go ahead\n" + more)
+                assert await reader.read() == b""
+                await closed(writer)
+            served.set_result(None)
+
+        server = await aio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await aio.open_connection("127.0.0.1", port_of(server))
+        if side == "server":
+            writer.write(b"STARTTLS\n" + more)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            await closed(writer)
+        else:
+            writer.write(b"STARTTLS\n")
+            assert await reader.readline() == b"go ahead\n"
+            await upgrade(reader, writer, client, server_hostname=tls.HOST)
+        await served
+        await stop(server)
+
+    ground.run(main)
+
+
+def test_starttls_on_a_connection_that_is_lost(ground):
+    """The protocol is told once."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, _ = ground.contexts()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            transport, near = await loop.create_connection(Recorder, *listener.getsockname())
+            listener.accept()[0].close()
+            assert await near.lost is None
+            for _ in range(2):
+                with pytest.raises(ConnectionResetError, match="before TLS"):
+                    await aio.start_tls(transport, near, client, server_hostname=tls.HOST)
+            assert near.calls == ["made", "eof", "lost"]
+            transport, near = await loop.create_connection(Recorder, *listener.getsockname())
+            peer, _ = listener.accept()
+            with peer:
+                transport.close()
+                with pytest.raises(ConnectionResetError, match="before TLS"):
+                    await aio.start_tls(transport, near, client, server_hostname=tls.HOST)
+                assert await near.lost is None
+            assert near.calls == ["made", "lost"]
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "reset"])
+def test_starttls_on_a_connection_that_is_lost_while_it_waits(ground, how):
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, _ = ground.contexts()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            transport, near = await loop.create_connection(Recorder, *listener.getsockname())
+            peer, _ = listener.accept()
+            transport.write(bytes(64 * MiB))
+            turning = asyncio.create_task(
+                aio.start_tls(transport, near, client, server_hostname=tls.HOST)
+            )
+            await asyncio.sleep(0.1)
+            assert not turning.done()
+            if how == "reset":
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+            else:
+                getattr(transport, how)()
+                peer.close()
+            with pytest.raises(ConnectionError):
+                await turning
+            await near.lost
+            assert near.calls.count("lost") == 1
 
     ground.run(main)
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import re
 import resource
 import signal
@@ -16,8 +17,10 @@ import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Self
+import tomllib
+from typing import Any, Self
 
+import h11
 import pytest
 
 from pyktls import Error, Unavailable, serve
@@ -26,9 +29,7 @@ from pyktls.serve import certificates, command
 from support import tls
 from support.serving import TIMEOUT, get
 
-if TYPE_CHECKING:
-    import pathlib
-
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVE = [sys.executable, "-m", "pyktls", "serve"]
 CONTENT = bytes(range(251)) * 40_000
 
@@ -317,6 +318,26 @@ def test_without_h11_it_says_what_to_install(root, monkeypatch, capsys):
         serve.create_server  # noqa: B018
     with pytest.raises(AttributeError):
         serve.nothing  # noqa: B018
+
+
+def test_with_an_old_h11_it_says_what_to_install(root, monkeypatch, capsys):
+    monkeypatch.setattr(h11, "__version__", "0.14.0")
+    assert main(["serve", str(root), "--selfsigned"]) == 2
+    said = capsys.readouterr().err
+    assert "h11 0.16 or later, not 0.14.0" in said
+    assert 'pip install "pyktls[serve]"' in said
+    with pytest.raises(Unavailable, match=r"0\.16"):
+        serve.create_server  # noqa: B018
+    monkeypatch.setattr(h11, "__version__", "1.0.0+dev")
+    assert callable(serve.create_server)
+
+
+def test_what_is_installed_with_serve_is_an_h11_that_it_takes():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert extras["serve"] == ["h11>=0.16"]
+    for extra in ("test", "bench"):
+        assert extras["serve"][0] in extras[extra]
 
 
 def test_other_commands_load_neither_asyncio_nor_h11():

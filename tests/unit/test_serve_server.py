@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -230,16 +231,24 @@ def test_a_client_that_ends_its_side_gets_what_it_asked_for(server):
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: a/b?c\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         (b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"GET / HTTP/11.1\r\nHost: a\r\n\r\n", 400),
         (get("/small.txt", "Content-Length: -1"), 400),
+        (get("/small.txt", "Content-Length: " + "1" * 5000), 400),
         (get("/small.txt", "Content-Length: 1", "Content-Length: 2"), 400),
         (get("/small.txt", "Content-Length: 1", "Transfer-Encoding: chunked"), 400),
         (get("/small.txt", "Transfer-Encoding: gzip"), 501),
         (get("/small.txt", "Transfer-Encoding: chunked") + b"x\r\n", 400),
+        (  # a chunk that is followed by something else than CRLF: CVE-2025-43859
+            get("/small.txt", "Transfer-Encoding: chunked")
+            + b"5\r\nAAAAAXX2\r\n45\r\n0\r\n\r\n",
+            400,
+        ),
         (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (get("/" + "x" * 8192), 414),
@@ -276,6 +285,22 @@ def test_what_is_just_within_the_limits(server):
     size = limits.fields_size - len("Hostlocalhost") - len("X")
     assert server.get("/small.txt", "X: " + "y" * size).status == 200
     assert server.get("/small.txt", "X: " + "y" * (size + 1)).status == 431
+
+
+@pytest.mark.parametrize(
+    ("host", "valid"),
+    [
+        ("", True), ("a", True), ("a:", True), ("a.example:8443", True), ("a_b,c", True),
+        ("%41", True), ("127.0.0.1:1", True), ("[::1]", True), ("[::ffff:1.2.3.4]:443", True),
+        ("[v1.x:y]", True), (":80", True),
+        ("a b", False), ("a, b", False), ("a/b?c", False), ("a:xyz", False), ("a:1:2", False),
+        ("a@b", False), ("%4", False), ("%zz", False), ("[::1", False), ("::1", False),
+        ("[x]", False), ("[::1]x", False), ("\xe4", False), ("a#", False), ('"a"', False),
+    ],
+)  # fmt: skip
+def test_values_of_host(server, host, valid):
+    request = f"GET /small.txt HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
+    assert server.ask(request).status == (200 if valid else 400)
 
 
 def test_the_content_of_a_request_is_thrown_away(server):
@@ -505,6 +530,18 @@ def test_a_client_that_goes_away_in_the_middle(root, how):
     assert server.log.getvalue().count('"GET /big HTTP/1.1" 200 -') == 5
 
 
+def test_what_has_arrived_as_freebsd_tells(monkeypatch):
+    def ioctl(fd, request, number):
+        assert (fd, request) == (7, 0x40046677)
+        number[0] = 123
+
+    monkeypatch.setattr(progress, "sys", types.SimpleNamespace(platform="freebsd14"))
+    monkeypatch.setattr(progress, "fcntl", types.SimpleNamespace(ioctl=ioctl))
+    assert progress.outstanding(types.SimpleNamespace(fileno=lambda: 7)) == 123
+    monkeypatch.setattr(progress, "sys", types.SimpleNamespace(platform="other"))
+    assert progress.outstanding(types.SimpleNamespace(fileno=lambda: 7)) is None
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
 def test_what_has_arrived():
     near, far = tls.tcp_pair()
@@ -581,6 +618,30 @@ def test_stopping_waits_for_responses_and_for_nobody_else(root):
             assert stopped.result(2 * TIMEOUT) is True
         for client in (idle, half, busy):
             client.close()
+
+
+@pytest.mark.parametrize("grace", [0.1, TIMEOUT], ids=["short", "long"])
+def test_stopping_where_the_system_does_not_tell_how_much_has_arrived(root, monkeypatch, grace):
+    """Who has got everything and does not close is let go, and nobody was cut off."""
+    for ask in ("acknowledged", "outstanding"):
+        monkeypatch.setattr(sending, ask, lambda _: None)
+    with Running(root) as server, server.connect() as client:
+        client.send(get("/small.txt"))
+        assert client.reply().body == b"0123456789"
+        started = time.monotonic()
+        assert server.call(lambda: server.server.stop(grace)) is True
+        assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("before", [0, 7])
+def test_who_is_cut_off_when_the_time_is_over(root, monkeypatch, before):
+    """Not one whose responses had arrived, though what ends the connection does not."""
+    answers = [before]
+    with Running(root) as server, server.connect() as client:
+        client.send(get("/small.txt"))
+        assert client.reply().body == b"0123456789"
+        monkeypatch.setattr(sending, "outstanding", lambda _: answers.pop() if answers else 7)
+        assert server.call(lambda: server.server.stop(0.1)) is (before == 0)
 
 
 def test_a_handshake_that_ends_after_the_stop_is_for_nothing(root):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl as ssl_module
@@ -83,7 +84,7 @@ async def create_connection(
     raises HandoffRefused or Unavailable.  Otherwise it raises what the loop's method raises:
     OSError of the connection, ssl.SSLError of the handshake, ConnectionAbortedError when that takes
     longer than ``ssl_handshake_timeout`` seconds (60).  ``ssl_shutdown_timeout`` (30 seconds)
-    is how long ``transport.close()`` may take.
+    is how long ``transport.close()`` may take.  ``sock`` belongs to the transport, which closes it.
     """
     loop: Any = asyncio.get_running_loop()
     handshake_timeout, shutdown_timeout = timeouts(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
@@ -118,20 +119,23 @@ async def create_connection(
         )
         return loops
     tcp_socket = await _connect(loop, host, port, sock, tcp)
-    end, about = await connect_tls(
-        tcp_socket,
-        context,
-        server_side=False,
-        server_hostname=server_hostname or None,
-        timeout=handshake_timeout,
-        require=require,
-    )
-    try:
+    with contextlib.ExitStack() as after_error:
+        if sock is not None:
+            after_error.callback(sock.close)
+        end, about = await connect_tls(
+            tcp_socket,
+            context,
+            server_side=False,
+            server_hostname=server_hostname or None,
+            timeout=handshake_timeout,
+            require=require,
+        )
+        after_error.callback(end.discard)
         protocol = protocol_factory()
-        transport = KTLSTransport(loop, end, protocol, about, shutdown_timeout=shutdown_timeout)
-    except BaseException:
-        end.discard()
-        raise
+        transport = KTLSTransport(
+            loop, end, protocol, about, shutdown_timeout=shutdown_timeout, given=sock
+        )
+        after_error.pop_all()
     begin(transport)
     return transport, protocol
 
@@ -214,10 +218,15 @@ async def start_tls(
     """As ``loop.start_tls``, with TLS in the kernel where it can be: STARTTLS and the like.
 
     Returns the transport to go on with; ``transport``, the one of the plain connection, is used up.
-    What is in its write buffer is sent first.  The peer must not send before it has been told to
-    begin with TLS, and ``protocol.connection_made`` is not called again.
+    What is in its write buffer is sent first.  ``protocol.connection_made`` is not called again.
 
-    Raises as ``create_connection``; ``transport`` is closed then.
+    The peer must not send before it has been told to begin with TLS.  What it did send is plain
+    text, from anybody, and would be read after the handshake as if it had come over TLS
+    (CVE-2011-0411): where the protocol is asyncio's StreamReaderProtocol and its reader still holds
+    something, that is HandoffRefused.  Other protocols have to look at their own buffers.
+
+    Raises as ``create_connection``, and ConnectionResetError where the connection is over already;
+    ``transport`` is closed then.
     """
     loop = asyncio.get_running_loop()
     handshake_timeout, shutdown_timeout = timeouts(
@@ -225,19 +234,20 @@ async def start_tls(
     )
     if not isinstance(sslcontext, ssl_module.SSLContext):
         raise InvalidType(f"sslcontext must be an ssl.SSLContext, not {type(sslcontext).__name__}")
+    if isinstance(transport, KTLSTransport) or transport.get_extra_info("sslcontext") is not None:
+        raise InvalidType(f"transport {transport!r} is not one of a plain TCP connection")
+    _check_open(transport)  # if it is not, the protocol is told without our doing
     plain = transport.get_extra_info("socket")
-    if (
-        plain is None
-        or isinstance(transport, KTLSTransport)
-        or (transport.get_extra_info("sslcontext") is not None)
-    ):
+    if plain is None:
         raise InvalidType(f"transport {transport!r} is not one of a plain TCP connection")
     require = require or requires_kernel(sslcontext)
+    reader = _reader_of(protocol)
     try:
         if plain.family == socket.AF_UNIX and require:
             raise HandoffRefused("the socket is not a TCP socket")  # noqa: TRY301
         for_kernel = plain.family != socket.AF_UNIX and is_for_kernel(sslcontext, require=require)
         await _until_empty(transport, protocol)
+        _check_nothing_is_buffered(reader)
     except BaseException as e:
         _drop(transport, protocol, e)
         raise
@@ -252,6 +262,7 @@ async def start_tls(
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
         assert made is not None  # noqa: S101  (it was no closed transport)
+        _give_flow_control(made, reader)
         return made
     try:
         tcp_socket = take_socket(transport)
@@ -267,8 +278,34 @@ async def start_tls(
         _drop(transport, protocol, e)
         raise
     upgraded = KTLSTransport(loop, end, protocol, about, shutdown_timeout=shutdown_timeout)
+    _give_flow_control(upgraded, reader)
     upgraded.start(introduce=False)
     return upgraded
+
+
+def _check_open(transport: asyncio.WriteTransport) -> None:
+    if transport.is_closing():
+        raise ConnectionResetError("the connection was closed before TLS began")
+
+
+def _reader_of(protocol: asyncio.BaseProtocol) -> Any:
+    """The StreamReader of asyncio's own protocol; None if it is another one."""
+    return protocol._stream_reader if isinstance(protocol, asyncio.StreamReaderProtocol) else None  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _check_nothing_is_buffered(reader: Any) -> None:
+    """Raise HandoffRefused if plain text is there that would be taken for what came over TLS."""
+    if reader is not None and reader._buffer:  # noqa: SLF001
+        raise HandoffRefused(
+            f"the peer sent {len(reader._buffer)} bytes that were not read before TLS began, "  # noqa: SLF001
+            "which nothing protects; the connection is closed"
+        )
+
+
+def _give_flow_control(transport: asyncio.Transport, reader: Any) -> None:
+    """Have a StreamReader pause the transport that it now reads from."""
+    if reader is not None:
+        reader._transport = transport  # noqa: SLF001  (set_transport is for the first one)
 
 
 # ---- the socket of a plain connection ----------------------------------------------------------
@@ -346,8 +383,8 @@ async def _connect(
         raise InvalidType("sock must not be an SSLSocket: pyktls.offload is for those")
     if sock.type != socket.SOCK_STREAM:
         raise InvalidValue(f"A Stream Socket was expected, got {sock!r}")
-    sock.setblocking(False)
-    return sock
+    # The caller's object is to live as long as the connection, and OpenSSL's takes its descriptor.
+    return duplicate(sock)
 
 
 class _Flow(asyncio.Protocol):
@@ -375,8 +412,6 @@ class _Flow(asyncio.Protocol):
 
 async def _until_empty(transport: Any, protocol: asyncio.BaseProtocol) -> None:
     """Wait until everything that was written is in the kernel; nobody is told of its end."""
-    if transport.is_closing():
-        raise ConnectionResetError("the connection was closed before TLS began")
     transport.pause_reading()
     if not transport.get_write_buffer_size():
         return
@@ -384,6 +419,7 @@ async def _until_empty(transport: Any, protocol: asyncio.BaseProtocol) -> None:
     transport.set_protocol(_Flow(protocol, empty))
     transport.set_write_buffer_limits(high=0)
     await empty
+    _check_open(transport)
     transport.set_protocol(protocol)
     transport.set_write_buffer_limits()
 

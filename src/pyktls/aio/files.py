@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyktls.errors import InvalidType, InvalidValue
 from pyktls.file_transfer import check_file
 
-from .transport import KTLSTransport
+from .transport import KTLSTransport, leave_position
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -131,12 +131,14 @@ async def _read_and_write(transport: Any, file: Any, offset: int, count: int | N
             sent += len(data)
         await pace.until_ready(transport)
     finally:
-        if sent and hasattr(file, "seek"):
-            file.seek(offset + sent)
-        if not pace.lost:
-            transport.set_protocol(pace.protocol)
-            if pace.paused:
-                pace.protocol.pause_writing()
-            if reads:
-                transport.resume_reading()
+        try:
+            if sent:
+                leave_position(file, offset + sent)
+        finally:
+            if not pace.lost:
+                transport.set_protocol(pace.protocol)
+                if pace.paused:
+                    pace.protocol.pause_writing()
+                if reads:
+                    transport.resume_reading()
     return sent

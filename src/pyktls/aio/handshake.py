@@ -8,6 +8,7 @@ own TLS reads ahead into memory).  Then the keys go to the kernel.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import TYPE_CHECKING
@@ -79,7 +80,8 @@ async def connect_tls(
     loop = asyncio.get_running_loop()
     try:
         # Small writes go out at once, as with asyncio's own transports.
-        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # it may be no TCP socket
+            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         # Not context.wrap_socket: the class that wrap_context sets would make the switch itself.
         tls = WatchedSocket._create(  # type: ignore[attr-defined]  # noqa: SLF001
             sock=sock,
@@ -137,6 +139,7 @@ def _switch(tls: ssl.SSLSocket, *, require: bool) -> tuple[End, TLSObject]:
     assert refusal is not None  # noqa: S101  (for mypy)
     if require or is_dead(refusal):
         raise refusal
+    about.left_to(tls)
     return OpenSSLEnd(tls, refusal), about
 
 

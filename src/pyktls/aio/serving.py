@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import ssl as ssl_module
 import weakref
 from asyncio import trsock
@@ -17,7 +18,6 @@ from .handshake import connect_tls, is_for_kernel, requires_kernel
 from .transport import KTLSTransport
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable, Sequence
     from ssl import SSLContext
     from typing import Unpack
@@ -177,7 +177,6 @@ class Server(asyncio.AbstractServer):
             except BaseException:
                 end.discard()
                 raise
-            begin(transport)
         except (SystemExit, KeyboardInterrupt, asyncio.CancelledError):
             raise
         except BaseException as e:
@@ -188,6 +187,21 @@ class Server(asyncio.AbstractServer):
                         "exception": e,
                     }
                 )
+            return
+        protocol = transport.get_protocol()
+        try:
+            begin(transport)
+        except (SystemExit, KeyboardInterrupt, asyncio.CancelledError):
+            raise
+        except BaseException as e:
+            self._loop.call_exception_handler(
+                {
+                    "message": "Fatal error: protocol.connection_made() call failed.",
+                    "exception": e,
+                    "transport": transport,
+                    "protocol": protocol,
+                }
+            )
 
     def _handshake_over(self, task: asyncio.Task[None]) -> None:
         # It has been taken over, unless the task was cancelled before it began.
@@ -200,6 +214,10 @@ class Server(asyncio.AbstractServer):
 
     def _detach(self, transport: KTLSTransport) -> None:
         self._transports.discard(transport)
+        self._forgotten()
+
+    def _forgotten(self) -> None:
+        """A transport is gone, from ``_transports`` too."""
         self._connections -= 1
         self._wake_up()
 
@@ -285,7 +303,8 @@ async def create_server(
     Returns a ``Server``, or the loop's own where the kernel has no TLS.  ``require`` makes that an
     error (HandoffRefused, Unavailable), and has connections that the kernel does not take closed.
     Clients that fail in the handshake, or take longer than ``ssl_handshake_timeout`` seconds (60),
-    are closed; in debug mode the loop's exception handler hears of them.
+    are closed; in debug mode the loop's exception handler hears of them.  ``sock`` belongs to the
+    server, which closes it.
     """
     loop: Any = asyncio.get_running_loop()
     handshake_timeout, shutdown_timeout = timeouts(
@@ -336,6 +355,19 @@ async def _bind(
     tcp: ListeningKeywords,
 ) -> list[socket.socket]:
     """Sockets that are bound and do not listen yet, made by the loop's own means."""
+    given = tcp.get("sock")
+    if isinstance(given, ssl_module.SSLSocket):
+        raise InvalidType("sock must not be an SSLSocket")
+    if isinstance(given, socket.socket):
+        # The loop looks at a duplicate, which it closes; the caller's own object goes on.
+        with duplicate(given) as sock:
+            looked_at = await loop.create_server(
+                asyncio.Protocol, host, port, backlog=backlog, start_serving=False,
+                **{**tcp, "sock": sock},
+            )  # fmt: skip
+            looked_at.close()
+        given.setblocking(False)
+        return [given]
     made = await loop.create_server(
         asyncio.Protocol, host, port, backlog=backlog, start_serving=False, **tcp
     )

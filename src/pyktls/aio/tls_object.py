@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyktls.takeover import Handshake
+
 if TYPE_CHECKING:
     import ssl
 
@@ -12,11 +14,34 @@ if TYPE_CHECKING:
 __all__ = ["TLSObject"]
 
 
+class _Answers:
+    """What an ssl.SSLSocket answers right after the handshake, and not once it is closed."""
+
+    __slots__ = ("_cipher", "_handshake", "_version")
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self._handshake = Handshake.of(tls)
+        self._version = tls.version()
+        self._cipher = tls.cipher()
+
+    def version(self) -> str | None:
+        return self._version
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        return self._cipher
+
+    def selected_alpn_protocol(self) -> str | None:
+        return self._handshake.alpn
+
+    def getpeercert(self, binary_form: bool) -> Any:
+        return self._handshake.peer_der if binary_form else self._handshake.peer
+
+
 class TLSObject:
     """Answers about a handshake, as ssl.SSLObject gives them, after its OpenSSL object is gone."""
 
-    __slots__ = ("_sock", "_tls_unique", "context", "server_hostname", "server_side",
-                 "session_reused")  # fmt: skip
+    __slots__ = ("_answers", "_session", "_sock", "_tls_unique", "context", "server_hostname",
+                 "server_side", "session_reused")  # fmt: skip
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self.context: ssl.SSLContext = tls.context
@@ -24,24 +49,35 @@ class TLSObject:
         self.server_hostname: str | None = tls.server_hostname
         self.session_reused: bool | None = tls.session_reused
         self._tls_unique: bytes | None = tls.get_channel_binding("tls-unique")
+        self._session: ssl.SSLSession | None = None
         self._sock: KTLSSocket | ssl.SSLSocket = tls
+        self._answers: KTLSSocket | ssl.SSLSocket | _Answers = tls
 
     def carried_by(self, sock: KTLSSocket) -> None:
         """The connection has left OpenSSL."""
-        self._sock = sock
+        self._sock = self._answers = sock
+
+    def left_to(self, tls: ssl.SSLSocket) -> None:
+        """The connection stays with OpenSSL, which forgets the handshake when it is closed."""
+        self._answers = _Answers(tls)
+
+    def closing(self) -> None:
+        """The connection is about to be closed: keep the newest ticket that OpenSSL has."""
+        if isinstance(self._answers, _Answers):
+            self._session = self._sock.session
 
     @property
     def session(self) -> ssl.SSLSession | None:
         """As ssl.SSLSocket.session; tickets that came after the switch count."""
-        return self._sock.session
+        return self._sock.session or self._session
 
     def version(self) -> str | None:
         """As ssl.SSLObject.version."""
-        return self._sock.version()
+        return self._answers.version()
 
     def cipher(self) -> tuple[str, str, int] | None:
         """As ssl.SSLObject.cipher."""
-        return self._sock.cipher()
+        return self._answers.cipher()
 
     def compression(self) -> str | None:
         """As ssl.SSLObject.compression: None, for a compressed connection is not handed over."""
@@ -49,11 +85,11 @@ class TLSObject:
 
     def selected_alpn_protocol(self) -> str | None:
         """As ssl.SSLObject.selected_alpn_protocol."""
-        return self._sock.selected_alpn_protocol()
+        return self._answers.selected_alpn_protocol()
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         """As ssl.SSLObject.getpeercert."""
-        return self._sock.getpeercert(binary_form)
+        return self._answers.getpeercert(binary_form)
 
     def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
         """As ssl.SSLObject.get_channel_binding; ValueError for another type than tls-unique."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .serving import Server
     from .tls_object import TLSObject
 
-__all__ = ["KTLSTransport"]
+__all__ = ["KTLSTransport", "leave_position"]
 
 _log = logging.getLogger("pyktls.aio")
 
@@ -109,6 +109,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         "_error_after_file",
         "_fd",
         "_file",
+        "_given",
         "_in_vain",
         "_later",
         "_lost",
@@ -143,6 +144,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         *,
         shutdown_timeout: float,
         server: Server | None = None,
+        given: socket.socket | None = None,
     ) -> None:
         self._end: End | None = end
         super().__init__({}, loop)
@@ -152,6 +154,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         self._peername = _address(end.sock.getpeername)
         self._shutdown_timeout = shutdown_timeout
         self._server = server
+        self._given = given  # the caller's socket object, for the same connection
         self._buffer: collections.deque[memoryview] = collections.deque()
         self._buffer_size = 0
         self._writing = False  # the loop calls _write_ready
@@ -612,8 +615,11 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
                 self._protocol.connection_lost(error)
         finally:
             if end is not None:
+                self._tls_object.closing()
                 with contextlib.suppress(OSError):
                     end.discard()
+            if self._given is not None:
+                self._given.close()
             self._protocol = None
             server, self._server = self._server, None
             if server is not None:
@@ -625,8 +631,15 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             warnings.warn(
                 f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=1
             )
+            self._tls_object.closing()
             with contextlib.suppress(OSError, Error):
                 end.close()
+            if self._given is not None:
+                self._given.close()
+            server = self._server
+            if server is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(server._forgotten)  # noqa: SLF001
 
     # ---- files -------------------------------------------------------------------------------
 
@@ -711,6 +724,10 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             raise RuntimeError("Cannot send a file after write_eof()")
         job: _File | None = None
         empty = self._make_empty_waiter()  # RuntimeError if another file is being sent
+        # As loop.sendfile: an answer to what comes could not be written now, and the peer's end
+        # would have the protocol close the connection before the file is out.
+        reads = self.is_reading()
+        self.pause_reading()
         try:
             await empty
             job = self._file = _File(file.fileno(), offset, count, self._loop.create_future())
@@ -719,11 +736,15 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
                 await job.over
         finally:
             self._file = None
-            if job is not None:
-                self._await_room(job, wanted=False)
-                if job.offset > offset:
-                    file.seek(job.offset)
-            self._reset_empty_waiter()
+            try:
+                if job is not None:
+                    self._await_room(job, wanted=False)
+                    if job.offset > offset:
+                        leave_position(file, job.offset)
+            finally:
+                self._reset_empty_waiter()
+                if reads:
+                    self.resume_reading()
         return job.offset - offset
 
     def _send_some_pages(self) -> None:
@@ -756,6 +777,13 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         elif job.waits and not wanted and self._end is not None:
             self._loop.remove_writer(self._fd)
         job.waits = wanted
+
+
+def leave_position(file: Any, position: int) -> None:
+    """Set the position of a file behind what was sent, if it has one and is still open."""
+    if hasattr(file, "seek"):
+        with contextlib.suppress(ValueError):  # it was closed meanwhile
+            file.seek(position)
 
 
 def _address(ask: Callable[[], Any]) -> Any:

@@ -52,12 +52,16 @@ def __getattr__(name: str) -> object:
 
 
 def _need_h11() -> None:
+    remedy = 'pip install "pyktls[serve]"'
     try:
-        importlib.import_module("h11")
+        h11 = importlib.import_module("h11")
     except ImportError:
+        raise Unavailable("pyktls serve needs h11, which is not installed", remedy=remedy) from None
+    # Before 0.16 it takes chunks that do not end as they should (CVE-2025-43859).
+    if tuple(map(int, h11.__version__.split(".")[:2])) < (0, 16):
         raise Unavailable(
-            "pyktls serve needs h11, which is not installed", remedy='pip install "pyktls[serve]"'
-        ) from None
+            f"pyktls serve needs h11 0.16 or later, not {h11.__version__}", remedy=remedy
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

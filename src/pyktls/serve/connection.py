@@ -45,7 +45,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_begun", "_deadline", "_last", "_limits", "_requests", "_response", "_sender", "_service",
-        "_state", "_transport", "peer",
+        "_settled", "_state", "_transport", "peer",
     )  # fmt: skip
 
     _transport: Any
@@ -60,6 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         self._begun = False  # something of a request is there
         self._response: Response | None = None
         self._last = False  # nothing comes after this response
+        self._settled = False  # when it was stopped, all responses had arrived
         self.peer = "-"
 
     # ---- the transport's callbacks
@@ -104,7 +105,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()  # until the response is out
 
     def eof_received(self) -> bool:
-        """The client has nothing more to say; what it has asked for is still sent."""
+        """The client has nothing more to say; what it has asked for is still sent, if it can be."""
         self._requests.receive(b"")
         if self._state is State.READING:
             self._proceed()
@@ -237,7 +238,15 @@ class Connection(asyncio.BufferedProtocol):
     def stop(self) -> None:
         """End when the response that is on its way is out; at once if there is none."""
         if self._state is State.READING:
+            self._settled = self._sender.has_arrived()
             self._close()
+
+    def cut_off(self) -> bool:
+        """End at once; whether that takes a part of a response from the client."""
+        arrived = self._settled or self._sender.has_arrived()
+        lacking = self._response is not None or not arrived
+        self.abort()
+        return lacking
 
     def abort(self) -> None:
         """End at once."""

@@ -16,6 +16,8 @@ __all__ = ["acknowledged", "outstanding"]
 # __u64 tcpi_bytes_acked, since Linux 4.1.
 OFFSET = 120
 SIZE = OFFSET + 8
+# sys/filio.h of FreeBSD: _IOR('f', 119, int), bytes in the send buffer.
+FIONWRITE = 0x4004_6677
 
 
 def acknowledged(sock: Any) -> int | None:
@@ -31,11 +33,17 @@ def acknowledged(sock: Any) -> int | None:
 
 def outstanding(sock: Any) -> int | None:
     """Bytes that it has not acknowledged, or None if this system does not tell."""
-    if sock is None or not sys.platform.startswith("linux"):
+    if sock is None:
+        return None
+    if sys.platform.startswith("linux"):
+        request = termios.TIOCOUTQ
+    elif sys.platform.startswith("freebsd"):
+        request = FIONWRITE
+    else:
         return None
     number = array.array("i", [0])
     try:
-        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, number)
+        fcntl.ioctl(sock.fileno(), request, number)
     except (OSError, ValueError):
         return None
     return number[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import h11
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from .responses import Response
 
 __all__ = ["Ended", "RequestProblem", "Requests", "fields_of"]
+
+# uri-host [ ":" port ], of RFC 9112 section 3.2 and RFC 3986 section 3.2.2; it may be empty.
+HOST = re.compile(
+    rb"""(?: \[ [0-9A-Fa-f:.]+ \]
+          | \[ [vV] [0-9A-Fa-f]+ \. [\w.~!$&'()*+,;=:-]+ \]
+          | (?: [\w.~!$&'()*+,;=-] | %[0-9A-Fa-f]{2} )*
+         ) (?: : [0-9]* )?""",
+    re.VERBOSE,
+)
 
 
 class RequestProblem(Exception):
@@ -149,7 +159,7 @@ class Requests:
 def fields_of(request: h11.Request, limits: Limits) -> dict[bytes, bytes]:
     """The request's fields by their lower-case names, several of one name put together.
 
-    Raises RequestProblem.  h11 has checked the syntax, and that there is one Host.
+    Raises RequestProblem.  h11 (0.16 or later) has checked the syntax, and that there is one Host.
     """
     version = request.http_version
     if not version.startswith(b"1."):
@@ -171,5 +181,9 @@ def fields_of(request: h11.Request, limits: Limits) -> dict[bytes, bytes]:
         raise RequestProblem(431)
     if b"transfer-encoding" in fields and (b"content-length" in fields or version == b"1.0"):
         # Two ideas of where the request ends: how requests are smuggled (RFC 9112 section 6.1).
+        raise RequestProblem(400)
+    # "A server MUST respond with a 400 (Bad Request) status code to [...] any request message that
+    # contains [...] a Host header field with an invalid field value."
+    if not HOST.fullmatch(fields.get(b"host", b"")):
         raise RequestProblem(400)
     return fields

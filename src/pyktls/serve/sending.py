@@ -207,4 +207,4 @@ class Sender:
 
     def has_arrived(self) -> bool:
         """Whether everything that was sent has been acknowledged, as far as the system tells."""
-        return outstanding(self._transport.get_extra_info("socket")) == 0
+        return not outstanding(self._transport.get_extra_info("socket"))

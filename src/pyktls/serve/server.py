@@ -105,7 +105,7 @@ class Server:
     async def stop(self, grace: float = 10.0) -> bool:
         """Stop listening, let responses end within ``grace`` seconds, and close all connections.
 
-        Who waits for nothing is closed at once.  Returns false if a connection had to be cut off.
+        Who waits for nothing is closed at once.  Returns false if a response had to be cut off.
         """
         service = self._service
         if self._stopped:
@@ -125,8 +125,8 @@ class Server:
     def abort(self) -> None:
         """Cut all connections off; ``stop`` then has nothing to wait for."""
         for connection in list(self._service.connections):
-            self._cut_off = True
-            connection.abort()
+            if connection.cut_off():
+                self._cut_off = True
 
     async def _end(self) -> None:
         self.abort()
