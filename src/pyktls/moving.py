@@ -41,6 +41,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 from . import _records, connection_state
@@ -58,6 +59,11 @@ __all__ = ["receive_socket", "send_socket"]
 # For the rest of a message that has begun, on a Unix socket that does not wait: who writes it has
 # all of it at hand.
 _REST = 5.0
+
+# On FreeBSD a datagram for a full queue is ENOBUFS, while poll(2) says that there is room: it is
+# tried again after a pause.  The queue holds SO_SNDBUF bytes, with addresses and control messages.
+_PAUSE = 0.01
+_BESIDES = 128
 
 # Room for the most descriptors that one message can carry (SCM_MAX_FD of Linux, unix(7)), and what
 # options like SO_PASSCRED add: of all that comes nothing must be cut off unseen.
@@ -87,7 +93,8 @@ def send_socket(unix_sock: socket.socket, ktls_sock: KTLSSocket, *, secrets: boo
     or file objects made by makefile() are open; InvalidType and InvalidValue for wrong arguments;
     TimeoutError; OSError of sendmsg(2), EMSGSIZE where the send buffer of a SOCK_DGRAM or
     SOCK_SEQPACKET socket is smaller than the message (some 1000 bytes, ``pending()``, and the
-    peer's certificate two or three times).
+    peer's certificate two or three times); on FreeBSD a message can have 8 KiB, if that is not
+    changed (net.local.dgram.maxdgram).
     """
     _check_unix(unix_sock)
     if not isinstance(ktls_sock, KTLSSocket):
@@ -172,7 +179,23 @@ class _Turn:
                     [buffer], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
                 )
             except OSError as e:
-                self._judge(e, "sendmsg")
+                if e.errno == errno.ENOBUFS:
+                    self._wait_for_the_queue(len(buffer), e)
+                else:
+                    self._judge(e, "sendmsg")
+
+    def _wait_for_the_queue(self, size: int, error: OSError) -> None:
+        """Wait a little, or raise what Linux says of a queue that is full, or will always be."""
+        if self.sock.type != socket.SOCK_STREAM and size + _BESIDES > self.sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF
+        ):
+            raise syscall_error(errno.EMSGSIZE, "sendmsg") from error
+        if not self._waits:
+            raise syscall_error(errno.EAGAIN, "sendmsg") from error
+        left = self._deadline.remaining()
+        if left == 0:
+            raise _too_late("sendmsg") from error
+        time.sleep(_PAUSE if left is None else min(_PAUSE, left))
 
     def recvmsg_into(
         self, buffer: bytearray | memoryview
@@ -192,15 +215,19 @@ class _Turn:
         try:
             wait(self.sock.fileno(), self._deadline)
         except TimeoutError:
-            raise TimeoutError(
-                errno.ETIMEDOUT, f"{call}: the other side of the Unix socket did not do its part"
-            ) from None
+            raise _too_late(call) from None
 
     def _judge(self, error: OSError, call: str) -> None:
         """Raise a call's error, with the name of the call, unless it can be waited for."""
         if isinstance(error, BlockingIOError | TimeoutError) and self._waits:
             return
         raise syscall_error(error.errno or errno.EIO, call) from error
+
+
+def _too_late(call: str) -> TimeoutError:
+    return TimeoutError(
+        errno.ETIMEDOUT, f"{call}: the other side of the Unix socket did not do its part"
+    )
 
 
 def _send(unix_sock: socket.socket, state: bytearray, fd: int) -> None:

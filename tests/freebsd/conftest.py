@@ -6,21 +6,27 @@ anything imports it.  So this directory runs in a process of its own: `make test
 
 Fixtures: ``fake`` is the fake kernel, for tests that close its gates or look inside; on FreeBSD
 they are left out, as they would have to change the machine's settings.  ``tcp`` is a connected
-pair.  ``plain`` makes the system calls that pyktls takes care not to make.
+pair.  ``plain`` makes the system calls that pyktls takes care not to make.  ``decrypted`` waits
+until the kernel has so much plaintext.
 """
 
 from __future__ import annotations
 
+import array
+import fcntl
+import os
 import socket
 import sys
+import termios
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-REAL = sys.platform.startswith("freebsd")
+REAL = os.uname().sysname == "FreeBSD"
 
 if not REAL:
     if "pyktls" in sys.modules:
@@ -85,6 +91,21 @@ class Plain:
 @pytest.fixture
 def plain() -> Plain:
     return Plain()
+
+
+@pytest.fixture
+def decrypted() -> Callable[[socket.socket, int], None]:
+    """A real kernel decrypts in threads of its own: a reader may come in between two records."""
+
+    def wait(sock: socket.socket, size: int) -> None:
+        count = array.array("i", [0])
+        end = time.monotonic() + 20
+        while REAL and count[0] < size:
+            assert time.monotonic() < end, f"{count[0]} of {size} bytes"
+            time.sleep(0.001)
+            fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+
+    return wait
 
 
 @pytest.fixture

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 from pyktls import _records, freebsd
 from support.samples import execute_sample
+
+from .conftest import REAL
 
 
 def test_the_example_by_hand(capsys, plain):
     names = {}
     replace = {}
-    if not sys.platform.startswith("freebsd"):
+    if not REAL:
         # The socket module knows nothing of the fake kernel.
         names["send"] = lambda sock, data: _records.sendall(
             sock.fileno(), data, 0, _records.Deadline(None)

@@ -13,6 +13,7 @@ import pytest
 import pyktls
 from pyktls import aio
 from pyktls.aio.transport import KTLSTransport
+from pyktls.lowlevel import lib
 from pyktls.protocol import ALERT, APPLICATION_DATA, FATAL, INTERNAL_ERROR
 from support import tls
 from support.aio import (
@@ -186,6 +187,10 @@ def test_files_go_by_sendfile(name, way, version, monkeypatch, big_file, offset,
     ground.run(main)
 
 
+# Linux makes what is possible of 1; FreeBSD takes it, and then has no room for an alert.
+SMALL = 1 if lib.pyktls_system() == lib.PYKTLS_LINUX else 8192
+
+
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_files_with_a_small_send_buffer(name, way, version, monkeypatch, big_file):  # noqa: F811
     """Linux before 6.5 stops here for good, if a call goes beyond the end of a record."""
@@ -195,7 +200,7 @@ def test_files_with_a_small_send_buffer(name, way, version, monkeypatch, big_fil
         send = aio.sendfile if way == "aio" else asyncio.get_running_loop().sendfile
         async with pair(ground) as (near, far):
             sock = near.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
             near.transport.write(b"head")
             with big_file.open("rb") as file:
                 assert await send(near.transport, file, 3, 500_000) == 500_000

@@ -13,7 +13,6 @@ import contextlib
 import gc
 import importlib.util
 import os
-import pathlib
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +21,7 @@ from pyktls import aio
 from pyktls.aio import connecting, handshake, serving
 
 from . import tls
+from .probing import open_descriptors
 
 if TYPE_CHECKING:
     import socket
@@ -39,10 +39,6 @@ OPENSSL = "openssl"  # which goes on behind a KTLSTransport
 ASYNCIO = "asyncio"  # its own TLS
 
 LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
-
-
-def descriptors() -> set[str]:
-    return {path.name for path in pathlib.Path("/dev/fd").iterdir() if path.exists()}
 
 
 class Ground:
@@ -79,7 +75,7 @@ class Ground:
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
         self.warm_up()
-        before = descriptors()
+        before = open_descriptors()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ResourceWarning)
             with asyncio.Runner(loop_factory=self.new_loop, debug=DEBUG) as runner:
@@ -91,7 +87,7 @@ class Ground:
         assert not self.unexpected, self.unexpected
         leaks = [str(w.message) for w in caught if issubclass(w.category, ResourceWarning)]
         assert not leaks, leaks
-        assert descriptors() == before
+        assert open_descriptors() == before
         return result
 
     def warm_up(self) -> None:

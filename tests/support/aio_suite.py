@@ -28,7 +28,8 @@ import pyktls
 from pyktls import aio
 
 from . import tls
-from .aio import KERNEL, LOOPS, Ground, closed, descriptors, in_thread, plain_client, port_of, stop
+from .aio import KERNEL, LOOPS, Ground, closed, in_thread, plain_client, port_of, stop
+from .probing import open_descriptors
 
 MiB = 1 << 20
 
@@ -1627,7 +1628,7 @@ def test_accepting_when_descriptors_run_out(own_ground, monkeypatch):
 
         client, server_context = own_ground.contexts()
         async with own_ground.server(echo, server_context) as server:
-            used = max(map(int, descriptors())) + 1
+            used = max(open_descriptors()) + 1
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             sock = socket.create_connection(("127.0.0.1", port_of(server)))
             resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))

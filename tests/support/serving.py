@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import pathlib
+import os
 import socket
 import ssl
+import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any, Self
 from pyktls.serve import Limits, Server, create_server
 
 from . import tls
+from .probing import open_descriptors
 
 if TYPE_CHECKING:
+    import pathlib
     from collections.abc import Callable, Coroutine
 
 TIMEOUT = 30.0
@@ -116,15 +119,14 @@ class Running:
         return self.ask(get(path, *fields))
 
 
-def descriptors() -> set[str]:
+def descriptors() -> set[tuple[int, int, int]]:
     """Those of regular files and directories that are open: what a server might forget."""
-    found: set[str] = set()
-    place = pathlib.Path("/proc/self/fd")
-    for fd in place.iterdir() if place.exists() else ():
-        with contextlib.suppress(OSError):
-            target = str(fd.readlink())
-            if target.startswith("/") and not target.startswith(("/dev", "/proc")):
-                found.add(f"{fd.name} {target}")
+    found = set()
+    for fd in open_descriptors():
+        with contextlib.suppress(OSError):  # another thread may have closed it
+            file = os.fstat(fd)
+            if stat.S_ISREG(file.st_mode) or stat.S_ISDIR(file.st_mode):
+                found.add((fd, file.st_dev, file.st_ino))
     return found
 
 

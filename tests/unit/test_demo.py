@@ -82,8 +82,16 @@ def all_outcomes(failure: str | None = None) -> list[Outcome]:
 
 def children() -> list[int]:
     """The processes that this one has started and that are still there."""
-    path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(pid) for pid in path.read_text().split()]
+    return children_of(os.getpid())
+
+
+def children_of(parent: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):
+        path = pathlib.Path(f"/proc/{parent}/task/{parent}/children")
+        return [int(pid) for pid in path.read_text().split()]
+    with subprocess.Popen(["ps", "-axo", "pid=,ppid="], stdout=subprocess.PIPE, text=True) as ps:
+        rows = [map(int, line.split()) for line in ps.communicate()[0].splitlines()]
+    return [pid for pid, its_parent in rows if its_parent == parent and pid != ps.pid]
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +312,7 @@ def test_without_curl_the_rest_runs(
     assert "curl not found: left out" in captured.err
 
 
+@linux_only
 def test_a_kernel_without_tls_is_one_sentence_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,6 +335,7 @@ def test_a_kernel_without_tls_is_one_sentence_and_status_2(
     assert "this kernel offers no TLS" in result["cannot_run"]
 
 
+@linux_only
 def test_a_python_that_cannot_be_watched_is_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -571,16 +581,22 @@ def test_when_it_is_ended_nothing_stays_behind(
 def wait_until_gone(pids: Iterable[int]) -> None:
     """They have been ended; whoever is the parent of an orphan may need a moment to notice."""
     end = time.monotonic() + 20
-    while left := [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]:
+    while left := [pid for pid in pids if is_there(pid)]:
         assert time.monotonic() < end, f"processes stay behind: {left}"
         time.sleep(0.05)
 
 
+def is_there(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
 def wait_for_children(pid: int, number: int) -> list[int]:
-    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
     until = time.monotonic() + 30
     while time.monotonic() < until:
-        found = [int(child) for child in path.read_text().split()]
+        found = children_of(pid)
         if len(found) >= number:
             time.sleep(0.2)  # until they are waited for
             return found

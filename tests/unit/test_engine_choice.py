@@ -163,9 +163,10 @@ def test_a_context_that_only_membio_watches_refuses_sockets() -> None:
 
 def test_contexts_are_not_kept() -> None:
     before = len(choice._watching)
-    for engine in ("portable", "membio"):
-        for _ in range(20):
-            watched_by(engine=engine)
+    for engine in ("native", "portable", "membio"):
+        if WORKS.get(engine, True):
+            for _ in range(20):
+                watched_by(engine=engine)
     assert len(choice._watching) <= before + 2
 
 

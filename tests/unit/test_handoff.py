@@ -662,6 +662,14 @@ def test_otherwise_openssl_throws_the_session_away() -> None:
 def memory_in_use() -> int:
     """Bytes that malloc has given out; where the C library does not tell, the process's size."""
     libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallctl"):  # FreeBSD: jemalloc(3), which counts anew when told so
+        epoch, used = ctypes.c_uint64(1), ctypes.c_size_t()
+        size = ctypes.c_size_t(ctypes.sizeof(used))
+        libc.mallctl(b"epoch", None, None, ctypes.byref(epoch), ctypes.c_size_t(8))
+        libc.mallctl(
+            b"stats.allocated", ctypes.byref(used), ctypes.byref(size), None, ctypes.c_size_t(0)
+        )
+        return used.value
     if hasattr(libc, "mallinfo2"):
         fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 

@@ -12,6 +12,7 @@ import pytest
 from lab import boot, guest, keeper, kernels, sources, tools
 from lab.__main__ import chosen_environment, parser
 from lab.errors import LabError
+from support.systems import linux_only
 
 MAIN = "http://mirror.invalid/debian"
 SECURITY = "http://mirror.invalid/debian-security"
@@ -348,6 +349,7 @@ def test_the_kernels_own_complaints_are_counted() -> None:
     assert console.complaints == 2
 
 
+@linux_only  # the lab's host
 def test_the_keeper_ends_everything_when_the_lifeline_closes(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -48,6 +48,7 @@ from pyktls import (
 from pyktls._records import Lock
 from pyktls.ciphers import SUITES, TLS_1_2, TLS_1_3
 from pyktls.connection_state import HEAD_SIZE, LARGEST_STATE, ConnectionState
+from pyktls.lowlevel import lib
 from pyktls.takeover import Handshake
 from support import tls
 from support.probing import open_descriptors
@@ -67,6 +68,8 @@ TYPES = {
     "dgram": socket.SOCK_DGRAM,
 }
 LEFTOVER = bytes(i * 7 % 251 for i in range(16384))
+
+ON_LINUX = lib.pyktls_system() == lib.PYKTLS_LINUX
 
 on_tls = pytest.mark.usefixtures("says_tls")
 over_types = pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
@@ -700,7 +703,9 @@ def test_a_socket_is_moved(kind, secrets):
     with connection() as (sock, far), unix_pair(kind) as (one, two):
         certificate_of(sock)
         sock.settimeout(5)
-        sock._layer.leftover = LEFTOVER
+        # FreeBSD has a few KiB for a message.
+        leftover = LEFTOVER if kind == socket.SOCK_STREAM or ON_LINUX else LEFTOVER[:200]
+        sock._layer.leftover = leftover
         certificate = sock.getpeercert()
         wiped = sock._layer.session.tx.secret
         if kind == socket.SOCK_STREAM:  # a message that does not fit at once
@@ -713,7 +718,7 @@ def test_a_socket_is_moved(kind, secrets):
         (other,) = received
         assert sock.fileno() == -1
         assert wiped == bytes(32)
-        assert other.recv(1 << 16) == LEFTOVER
+        assert other.recv(1 << 16) == leftover
         assert other.getpeercert() == certificate
         assert (other._layer.session.tx.secret == TX_SECRET) == secrets
         assert not os.get_inheritable(other.fileno())
@@ -832,9 +837,18 @@ def test_the_timeout_is_for_the_whole_message(monkeypatch):
 
 def fill(unix_sock):
     unix_sock.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            unix_sock.send(bytes(1000))
+    for size in (1000, 1):
+        while send_unless_full(unix_sock, bytes(size)):
+            pass
+
+
+def send_unless_full(unix_sock, data):
+    try:
+        return unix_sock.send(data)
+    except OSError as e:
+        if e.errno not in (errno.EAGAIN, errno.ENOBUFS):  # Linux, FreeBSD
+            raise
+        return 0
 
 
 @on_tls
@@ -851,6 +865,62 @@ def test_sending_to_a_full_unix_socket(kind):
         assert sock._layer.session.tx.secret == TX_SECRET
         socket.socket.sendall(sock, b"data")
         assert far.recv(10) == b"data"
+
+
+class FullQueue(socket.socket):
+    """A datagram socket as FreeBSD's: ENOBUFS where the queue is full, and poll(2) says nothing."""
+
+    refusals = 0
+
+    def sendmsg(self, *arguments):
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return super().sendmsg(*arguments)
+
+
+@contextlib.contextmanager
+def full_queue(refusals, timeout=20.0):
+    with unix_pair(socket.SOCK_DGRAM) as (one, two), FullQueue(fileno=one.detach()) as full:
+        full.settimeout(timeout)
+        full.refusals = refusals
+        yield full, two
+
+
+@on_tls
+def test_a_full_queue_is_waited_for():
+    for timeout in (20.0, None):
+        with connection() as (sock, _), full_queue(3, timeout) as (one, two):
+            moving.send_socket(one, sock)
+            assert one.refusals == 0
+            with moving.receive_socket(two) as other:
+                other.abandon()
+
+
+@on_tls
+def test_a_queue_that_stays_full():
+    with connection() as (sock, far), full_queue(10**9) as (one, _):
+        one.setblocking(False)
+        with pytest.raises(BlockingIOError, match="sendmsg"):
+            moving.send_socket(one, sock)
+        assert one.refusals == 10**9 - 1
+        one.settimeout(0.2)
+        begin = time.monotonic()
+        with pytest.raises(TimeoutError, match="sendmsg"):
+            moving.send_socket(one, sock)
+        assert 0.15 < time.monotonic() - begin < 5
+        assert one.refusals > 10**9 - 50  # it slept meanwhile
+        socket.socket.sendall(sock, b"data")
+        assert far.recv(10) == b"data"
+
+
+@on_tls
+def test_a_queue_that_is_too_short():
+    with connection() as (sock, _), full_queue(10**9) as (one, _):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sock._layer.leftover = bytes(50_000)
+        with pytest.raises(OSError, match=rf"\] sendmsg: {os.strerror(errno.EMSGSIZE)}"):
+            moving.send_socket(one, sock)
 
 
 @on_tls
@@ -921,9 +991,10 @@ def test_a_state_larger_than_is_taken():
 @over_packets
 def test_a_message_that_is_too_long(kind):
     with unix_pair(kind) as (one, two), tempfile_descriptor() as fd, no_descriptor_more():
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LARGEST_STATE)
+        with contextlib.suppress(OSError):  # FreeBSD: more than kern.ipc.maxsockbuf
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LARGEST_STATE)
         size = min(LARGEST_STATE + 1, one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 3)
-        # Where net.core.wmem_max allows no such message, a shorter one is no state either.
+        # Where the kernel allows no such message, a shorter one is no state either.
         pattern = "not the state" if size <= LARGEST_STATE else "message of more than"
         socket.send_fds(one, [bytes(size)], [fd])
         with pytest.raises(InvalidValue, match=pattern):
@@ -968,11 +1039,19 @@ def test_too_few_free_descriptors(good, kind):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+# The option that has the sender's credentials come along: unix(7) of Linux, unix(4) of FreeBSD.
+if hasattr(socket, "SO_PASSCRED"):
+    CREDENTIALS = socket.SOL_SOCKET, socket.SO_PASSCRED
+else:
+    CREDENTIALS = 0, getattr(socket, "LOCAL_CREDS", None)  # SOL_LOCAL
+
+
 @on_tls
 @over_types
+@pytest.mark.skipif(None in CREDENTIALS, reason="Python does not know the option")
 def test_credentials_in_between(kind):
     with connection() as (sock, _), unix_pair(kind) as (one, two):
-        two.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        two.setsockopt(*CREDENTIALS, 1)
         moving.send_socket(one, sock)
         with no_descriptor_more(), contextlib.closing(moving.receive_socket(two)) as other:
             other.abandon()

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from nfs_tls import __main__ as program
 from nfs_tls import keyring, policy, privileges
 from support.authority import Authority
+from support.systems import linux_only
 
 EXAMPLES = pathlib.Path(program.__file__).parents[1]
 
@@ -136,6 +137,7 @@ def test_a_certificate_as_openssl_wants_it(config):
     assert keyring.certificate_to_pem(text.encode()) == text.encode()
 
 
+@linux_only  # memory that OpenSSL reads as a file
 @pytest.mark.parametrize("junk", [b"", b"\x30", b"\x30\x82", b"junk"])
 def test_what_is_no_key_is_refused_by_openssl_and_not_by_an_accident(junk):
     pem = keyring.private_key_to_pem(junk)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import pathlib
 import re
 import socket
 import ssl
@@ -37,6 +36,8 @@ from nfs_tls.policy import (
 )
 from nfs_tls.upcall import PEER_WITHOUT_KEY, Upcall, UpcallError
 from support.authority import Authority
+from support.probing import open_descriptors
+from support.systems import linux_only
 
 IN_KERNEL = pyktls.Status("tls", 0x0304, "?", pyktls.Mode.SOFTWARE, pyktls.Mode.SOFTWARE)
 GIVE_TO_KERNEL = handshake.give_to_kernel
@@ -103,7 +104,7 @@ def connected():
 
 def descriptors() -> int:
     gc.collect()
-    return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+    return len(open_descriptors())
 
 
 def shake(made: Policy, client: Request = CLIENT, server: Request = SERVER):
@@ -154,6 +155,7 @@ def test_a_server_may_be_mounted_by_its_address(authority):
     assert client.ok
 
 
+@linux_only  # memory that OpenSSL reads as a file
 def test_a_certificate_that_the_mount_brings(authority):
     made = authority.issue("mount", "mount.test")
     identity = policy.Identity(made["certificate"].read_bytes(), made["key"].read_bytes())
@@ -780,6 +782,7 @@ def der(path) -> bytes:
     return ssl.PEM_cert_to_DER_cert(path.read_text())
 
 
+@linux_only
 def test_the_mounts_own_certificate_comes_from_the_keyring(authority):
     made = authority.issue("mount", "mount.test")
     key = serialization.load_pem_private_key(made["key"].read_bytes(), None)

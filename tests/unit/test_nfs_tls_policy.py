@@ -24,6 +24,7 @@ from nfs_tls.policy import (
     check,
 )
 from support.authority import Authority
+from support.systems import linux_only
 
 POLICY = pathlib.Path(policy.__file__)
 CLIENT = Request(Role.CLIENT, Auth.UNAUTHENTICATED, "localhost")
@@ -236,6 +237,7 @@ def test_servers_have_less_time_than_the_kernel_gives_them(both):
     assert both.plan(CLIENT).timeout < 10
 
 
+@linux_only  # memory that OpenSSL reads as a file
 def test_a_certificate_of_the_kernels_takes_the_place_of_the_configured_one(authority):
     made = authority.issue("mount", "mount.test")
     identity = Identity(made["certificate"].read_bytes(), made["key"].read_bytes())
@@ -244,6 +246,7 @@ def test_a_certificate_of_the_kernels_takes_the_place_of_the_configured_one(auth
     assert "PRIVATE" not in repr(wanted)
 
 
+@linux_only
 def test_a_certificate_of_the_kernels_that_is_none(authority):
     wanted = Request(Role.CLIENT, Auth.X509, "localhost", identity=Identity(b"a", b"b"))
     with pytest.raises(Refused, match="certificate and key") as caught:

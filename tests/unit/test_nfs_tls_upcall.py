@@ -16,6 +16,7 @@ import pytest
 from nfs_tls import upcall
 from nfs_tls.policy import Verdict
 from nfs_tls.upcall import HandshakeUpcall, Netlink, UpcallError
+from support.systems import linux_only
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes are little-endian")
 
@@ -79,6 +80,7 @@ def test_what_may_be_missing_may_be_missing():
     assert found == upcall.Upcall(5)
 
 
+@linux_only  # and its numbers of errors
 @pytest.mark.parametrize(
     ("verdict", "status"),
     [
@@ -103,6 +105,7 @@ def test_done_names_the_peers_keys():
     assert upcall.pack_done(5, Verdict.DENIED, (upcall.PEER_WITHOUT_KEY, 0x44)) == DONE
 
 
+@linux_only
 def test_an_error_is_an_errno():
     found = upcall.unpack_message(TRY_AGAIN)
     assert (found.kind, found.sequence, found.error) == (upcall.NLMSG_ERROR, 1, errno.EAGAIN)
@@ -228,6 +231,7 @@ def test_other_errors_are_raised(pair):
         made_of(netlink).done(5, Verdict.OK)
 
 
+@linux_only
 def test_a_kernel_without_the_family_is_told(pair, monkeypatch):
     netlink, kernels = pair
     monkeypatch.setattr(upcall, "Netlink", lambda: netlink)
@@ -240,6 +244,7 @@ def test_a_kernel_without_the_family_is_told(pair, monkeypatch):
     )
 
 
+@linux_only
 def test_the_socket_of_the_events_has_an_address_before_it_joins(pair, monkeypatch):
     """Else Linux finds that nobody listens, and refuses the mount (seen on 7.3)."""
     calls = []
@@ -262,6 +267,7 @@ def test_the_socket_of_the_events_has_an_address_before_it_joins(pair, monkeypat
     assert calls == [("bind", (0, 0)), (270, 1, 9)]
 
 
+@linux_only
 def test_a_family_without_the_group_is_told(pair, monkeypatch):
     netlink, kernels = pair
     monkeypatch.setattr(upcall, "Netlink", lambda: netlink)
@@ -270,7 +276,7 @@ def test_a_family_without_the_group_is_told(pair, monkeypatch):
         HandshakeUpcall()
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_NETLINK"), reason="about Linux's netlink")
+@linux_only
 def test_this_kernel_answers_or_is_told_to_lack_it():
     """Whatever kernel runs the tests: the codec and a real one understand each other."""
     netlink = Netlink()

@@ -332,6 +332,7 @@ DEFECT = linux.defects.Defect("it loses data", "a fix")
 UNTRIED = linux.defects.Defect("it could not be tried", None, OSError(errno.EPERM, "splice: no"))
 
 
+@linux_only
 @pytest.mark.parametrize(
     ("defect", "expected"),
     [

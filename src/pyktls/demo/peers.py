@@ -15,6 +15,7 @@ import os
 import re
 import select
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -42,8 +43,10 @@ class Peer:
                 cwd=setting.place, bufsize=0,
             )  # fmt: skip
         assert self._process.stdout is not None  # noqa: S101
-        with contextlib.suppress(OSError):  # the usual 64 KiB make it wait for us at every turn
-            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, MIB)
+        # The usual 64 KiB make it wait for us at every turn; elsewhere pipes grow by themselves.
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, MIB)
 
     def __enter__(self) -> Self:
         return self
