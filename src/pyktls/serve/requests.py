@@ -182,8 +182,7 @@ def fields_of(request: h11.Request, limits: Limits) -> dict[bytes, bytes]:
     if b"transfer-encoding" in fields and (b"content-length" in fields or version == b"1.0"):
         # Two ideas of where the request ends: how requests are smuggled (RFC 9112 section 6.1).
         raise RequestProblem(400)
-    # "A server MUST respond with a 400 (Bad Request) status code to [...] any request message that
-    # contains [...] a Host header field with an invalid field value."
+    # RFC 9112 section 3.2 wants just that.
     if not HOST.fullmatch(fields.get(b"host", b"")):
         raise RequestProblem(400)
     return fields
