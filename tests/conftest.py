@@ -28,6 +28,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--variants", type=share, metavar="PART/OF", help="some of each test's variants: 1/4"
     )
     parser.addoption("--tests", type=share, metavar="PART/OF", help="some of the tests: 1/2")
+    parser.addoption(
+        "--like-freebsd",
+        action="store_true",
+        help="on the fake of FreeBSD's kernel, in a Python without what only Linux has",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.like_freebsd:
+        from freebsd.fake import likeness  # noqa: PLC0415  (it builds the package once more)
+
+        likeness.assume()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -162,12 +162,13 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
     parts = []
     if host:
         parts.append(Part("unit", HOST, ("tests/unit",), skips_allowed=True))
-        # On the fake of its kernel, the unit tests too; skipped is what is about Linux's calls, and
-        # what needs ziglang, where that is not installed.
+        # On the fake of its kernel, the unit tests too, without what only Linux has.  Skipped is
+        # what is about Linux's calls, and what needs ziglang, where that is not installed.
         # What is the same on every system is left out, unless everything is wanted.
         same = () if everything else tuple(f"--ignore={path}" for path in SAME_EVERYWHERE)
-        wanted_there = ("tests/unit", "tests/freebsd", *same)
-        parts.append(Part("FreeBSD", HOST, wanted_there, skips_allowed=True))
+        unit = ("--like-freebsd", "tests/unit", *same)
+        parts.append(Part("FreeBSD, unit", HOST, unit, skips_allowed=True))
+        parts.append(Part("FreeBSD", HOST, ("tests/freebsd",), skips_allowed=True))
     has_tls = has_kernel_tls()
     chosen = kernels or ([HOST] if has_tls else KERNELS)
     last = chosen[-1]
