@@ -68,14 +68,13 @@ test-c:
 	$(PYTHON) tests/c/run.py $(ARGS)
 
 # Both parts run, whatever becomes of the first.  Elsewhere than on FreeBSD they have a fake of its
-# kernel, and a Python without what only Linux has.  For every make, not GNU's alone.
+# kernel, the unit tests in a Python without what only Linux has.  For BSD's make as well.
 test-freebsd:
 	[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
 	like=--like-freebsd; [ "$$(uname -s)" != FreeBSD ] || like=; status=0; \
-	for part in tests/freebsd tests/unit; do \
-		$(PY) -m pytest $$like $$part $(ARGS) || status=1; \
-	done; \
+	$(PY) -m pytest tests/freebsd $(ARGS) || status=1; \
+	$(PY) -m pytest $$like tests/unit $(ARGS) || status=1; \
 	exit $$status
 
 cross:
