@@ -42,8 +42,10 @@ class End(Protocol):
     sock: Any
     #: Whether sendfile(2) can be used.
     sends_files: bool
-    #: Whether it can end sending and go on receiving (RFC 8446 section 6.1).
+    #: Whether it can go on sending after the peer's close_notify (RFC 8446 section 6.1).
     half_closes: bool
+    #: Whether it can send close_notify and go on receiving.
+    ends_first: bool
     #: Whether there may be something to read that select(2) does not see.
     hides_data: bool
     #: After BlockingIOError: whether the call waits for the other direction.
@@ -94,7 +96,7 @@ class KernelEnd:
         self._refusal = refusal
         self._layer = layer = sock._layer  # noqa: SLF001
         self.sends_files = layer.outgoing.in_kernel
-        self.half_closes = layer.session.version == TLS_1_3
+        self.half_closes = self.ends_first = layer.session.version == TLS_1_3
         self.hides_data = bool(layer.pending()) or not layer.incoming.in_kernel
         self.wants_other = False
         # As directly as can be: these are the hot path.
@@ -172,6 +174,8 @@ class OpenSSLEnd:
         self._refusal = refusal
         self.sends_files = False
         self.half_closes = sock.version() == "TLSv1.3"
+        # Python calls SSL_shutdown twice, which is fatal where there is data that was not read.
+        self.ends_first = False
         self.hides_data = True
         self.wants_other = False
 

@@ -490,18 +490,21 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     # ---- ending ------------------------------------------------------------------------------
 
     def can_write_eof(self) -> bool:
-        """Whether it can end sending and go on receiving: with TLS 1.3."""
-        return self._end is not None and self._end.half_closes
+        """Whether it can end sending and go on receiving: with TLS 1.3, not by OpenSSL."""
+        return self._end is not None and self._end.ends_first
 
     def write_eof(self) -> None:
         """Send close_notify after what is buffered, and go on receiving (RFC 8446 section 6.1).
 
-        Raises NotImplementedError with TLS 1.2, where close_notify ends both directions.
+        Raises NotImplementedError with TLS 1.2, where close_notify ends both directions, and where
+        OpenSSL carries the connection.
         """
         if self._closing or self._eof:
             return
         if not self.can_write_eof():
-            raise NotImplementedError("with TLS 1.2 close_notify ends both directions")
+            raise NotImplementedError(
+                "close_notify ends both directions: with TLS 1.2, and for Python's OpenSSL"
+            )
         self._eof = True
         if not self._buffer and self._empty_waiter is None:
             self._finish()
