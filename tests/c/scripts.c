@@ -63,16 +63,25 @@ int test_getsockopt(int fd, int level, int option, void *value, socklen_t *size)
 
 static size_t fill_control(const struct receive_script *script, struct msghdr *message) {
     size_t size = CMSG_LEN(script->inside_size);
-    if (message->msg_control == NULL || message->msg_controllen < size) {
+    size_t ahead = script->ahead != 0 ? CMSG_SPACE(script->ahead) : 0;
+    if (message->msg_control == NULL || message->msg_controllen < ahead + size) {
         return 0;
     }
     struct cmsghdr *header = message->msg_control;
+    if (ahead != 0) {
+        memset(header, 0, ahead);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = 29;
+        header->cmsg_len = CMSG_LEN(script->ahead);
+        header = (struct cmsghdr *)(void *)((char *)message->msg_control + ahead);
+    }
     header->cmsg_level = script->level;
     header->cmsg_type = script->type;
     header->cmsg_len = script->claimed_size != 0 ? script->claimed_size : size;
     memcpy(CMSG_DATA(header), script->inside, script->inside_size);
-    return script->cut_to != 0 ? script->cut_to
-                               : least(message->msg_controllen, CMSG_SPACE(script->inside_size));
+    return script->cut_to != 0
+               ? ahead + script->cut_to
+               : least(message->msg_controllen, ahead + CMSG_SPACE(script->inside_size));
 }
 
 ssize_t test_recvmsg(int fd, struct msghdr *message, int flags) {

@@ -31,6 +31,7 @@ struct receive_script {
     const void *data;
     size_t data_size; /* goes into the buffers, as far as they reach, and is returned */
     int msg_flags;
+    size_t ahead;    /* if not 0, one of another kind comes before it, with so many bytes */
     int has_control; /* a control message comes along, of this level and type */
     int level, type;
     const void *inside; /* what is in it */

@@ -111,7 +111,7 @@ static void receive_asks_once_with_room_for_the_type(void) {
     CHECK_INT(on_recvmsg.buffers, 1);
     CHECK(on_recvmsg.buffer[0] == inbox);
     CHECK_INT(on_recvmsg.buffer_size[0], 33);
-    CHECK_INT(on_recvmsg.control_room, CMSG_SPACE(1));
+    CHECK(on_recvmsg.control_room >= CMSG_SPACE(1) + CMSG_SPACE(2 * sizeof(long)));
     CHECK_INT(on_recvmsg.has_name, 0);
 }
 
@@ -232,6 +232,25 @@ static void receive_with_a_cut_control_message(void) {
     CHECK_INT(type, PYKTLS_NO_RECORD_TYPE);
 }
 
+static void receive_behind_a_message_of_tcps_own(void) {
+    /* SO_TIMESTAMP, SO_TIMESTAMPING and TCP_INQ at once would be as much as the last. */
+    unsigned char byte = 22;
+    for (size_t size = 1; size <= 128; size++) {
+        reset_scripts();
+        script_control(&byte);
+        on_recvmsg.ahead = size;
+        on_recvmsg.data = "data";
+        on_recvmsg.data_size = 4;
+        CHECK_INT(receive(32), 4);
+        CHECK_INT(type, 22);
+    }
+    /* It alone: then there is no type. */
+    script_control(&byte);
+    on_recvmsg.level = 6;
+    CHECK_INT(receive(32), 4);
+    CHECK_INT(type, PYKTLS_NO_RECORD_TYPE);
+}
+
 static void receive_into_several_buffers(void) {
     unsigned char byte = 23, first[3], second[8];
     const struct iovec parts[] = {{first, 3}, {NULL, 0}, {second, 8}};
@@ -252,7 +271,7 @@ static void receive_into_several_buffers(void) {
     CHECK_INT(on_recvmsg.fd, 7);
     CHECK_INT(on_recvmsg.flags, MSG_PEEK);
     CHECK_INT(on_recvmsg.buffers, 3);
-    CHECK_INT(on_recvmsg.control_room, CMSG_SPACE(1));
+    CHECK(on_recvmsg.control_room >= CMSG_SPACE(1) + CMSG_SPACE(2 * sizeof(long)));
     on_recvmsg.error = EINTR;
     CHECK_INT(pyktls_recv_record_vector(7, parts, 3, 0, &type, &flags), -EINTR);
     CHECK_INT(type, PYKTLS_NO_RECORD_TYPE);
@@ -339,6 +358,7 @@ static const struct test tests[] = {
     TEST(receive_part_of_a_record),
     TEST(receive_with_another_control_message),
     TEST(receive_with_a_cut_control_message),
+    TEST(receive_behind_a_message_of_tcps_own),
     TEST(receive_into_several_buffers),
     TEST(send_without_type),
     TEST(send_with_every_type),
