@@ -619,6 +619,12 @@ cdef class Turn:
 
 
 cdef bint on_freebsd = pyktls_system() == PYKTLS_FREEBSD
+cdef long alive = 0
+
+
+def channels():
+    """How many there are in this process."""
+    return alive
 
 
 cdef class Channel:
@@ -652,6 +658,8 @@ cdef class Channel:
     cdef unsigned long _era  # when it was used last
 
     def __cinit__(self, *_, **__):
+        global alive
+        alive += 1
         self.fd = -1
         self.receive_lock = Lock()
         self.send_lock = Lock()
@@ -659,6 +667,10 @@ cdef class Channel:
         self._era = era
         self.most_flags = MOST_FLAGS
         self.looks_behind = -1
+
+    def __dealloc__(self):
+        global alive
+        alive -= 1
 
     @property
     def timeout(self):

@@ -64,6 +64,8 @@ def _close_all() -> None:
 
     Whoever wants to wait longer for a slow peer closes the socket himself.
     """
+    if not _records.channels():
+        return
     deadline = _records.Deadline(_AT_EXIT)
     # To keep a list would cost each connection something.
     for layer in [each for each in gc.get_objects() if issubclass(type(each), RecordLayer)]:
@@ -156,7 +158,10 @@ def finish_sending(layer: RecordLayer, deadline: _records.Deadline) -> None:
             except OSError as e:
                 # A broken record has come that nobody has read.  Taking the kernel's error for it
                 # makes sending possible again.
-                told = concerns_receiving(e) and not layer.receive_error  # with it, it was taken
+                # FreeBSD takes it by telling it.  (EMSGSIZE again would be the alert's own.)
+                told = concerns_receiving(e) and (
+                    e.errno == errno.EBADMSG or not layer.receive_error
+                )
                 if told or (e.errno in BROKEN_RECORD and layer.take_error()):
                     layer.note_broken_record(e)
                     continue

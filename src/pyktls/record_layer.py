@@ -676,7 +676,7 @@ class RecordLayer(_records.Channel):
         try:
             self.outgoing.send_key_update(fd, message, flags, deadline)
         except OSError as e:
-            self.send_failed(e)
+            self.sending_failed(e)
             raise  # it is a whole record or nothing
         except BaseException:  # a signal handler's: nobody knows when it came
             self.end_sending()
@@ -777,7 +777,14 @@ class RecordLayer(_records.Channel):
             self.count_records(size, pieces, deadline)
 
     def send_failed(self, error: OSError) -> None:
-        """See an error of a send, which is raised afterwards."""
+        """See an error of a send that went straight to the kernel; it is raised afterwards."""
+        self.sending_failed(error)
+
+    def sending_failed(self, error: OSError) -> None:
+        """Remember what an error of a send says of the connection.
+
+        Raises RecordError if it is one of receiving.
+        """
         if isinstance(error, ConnectionError):
             self.end_sending()  # Linux says it once, and then takes data that goes nowhere
         if concerns_receiving(error) and self.incoming.in_kernel:
@@ -796,7 +803,7 @@ class RecordLayer(_records.Channel):
         try:
             yield
         except OSError as e:
-            self.send_failed(e)
+            self.sending_failed(e)
             raise
 
     def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:

@@ -68,6 +68,37 @@ def test_recv_into_takes_any_number_as_ssl_does(kernels):
             assert recv_exactly(reader, 10 - expected) == b"0123456789"[expected:]
 
 
+def fill(sock) -> bytes:
+    """Send until nothing more is taken; returns what was."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+    sock.setblocking(False)
+    data = kernel.pattern(20_000_000)
+    sent = 0
+    with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
+        while True:
+            sent += sock.send(data[sent : sent + 50_000])
+    assert sent < len(data)
+    sock.settimeout(TIMEOUT)
+    return data[:sent]
+
+
+def test_closing_while_an_answer_is_due_and_there_is_no_room():
+    if not kernel.kernel_can_rekey():
+        with switched() as (sock, peer):
+            tls.send_key_update(peer, request=True)
+            with pytest.raises(ssl.SSLError):
+                sock.recv(100)
+        return
+    with switched() as (sock, peer):
+        data = fill(sock)
+        tls.send_key_update(peer, request=True)
+        peer.sendall(b"and data")
+        assert recv_exactly(sock, 8) == b"and data"
+        with Background(sock.close):
+            assert recv_exactly(peer, len(data)) == data
+            assert peer.recv(10) == b""
+
+
 # ---- forks -----------------------------------------------------------------------------------
 
 
@@ -143,8 +174,7 @@ def test_a_parent_that_forked_still_says_close_notify():
 
 def test_a_parent_that_forked_loses_nothing_by_a_quiet_close():
     with switched() as (sock, peer):
-        data = kernel.fill(sock, 50_000)
-        sock.settimeout(TIMEOUT)
+        data = fill(sock)
         wait_for(fork(lambda: None))
         with Background(sock.close):
             assert recv_exactly(peer, len(data)) == data
