@@ -486,6 +486,7 @@ def sendmsg(int fd, buffers, int flags, int record_type, Deadline deadline not N
 cdef unsigned long forks = 0
 cdef unsigned long survivor = 0  # the thread that the latest fork has left
 cdef unsigned long era = 0  # grows with each fork, in the parent too
+cdef unsigned long first_era = 0  # of this process
 
 
 def _forked():
@@ -499,8 +500,14 @@ def _new_era():
     era += 1
 
 
+def _new_process():
+    global first_era
+    _new_era()
+    first_era = era
+
+
 os.register_at_fork(after_in_child=_forked)
-os.register_at_fork(after_in_child=_new_era, after_in_parent=_new_era)
+os.register_at_fork(after_in_child=_new_process, after_in_parent=_new_era)
 
 
 @cython.final
@@ -655,7 +662,9 @@ cdef class Channel:
     cdef bint _reading_data
     cdef Wait _wait
     cdef object _timeout
-    cdef unsigned long _era  # when it was used last
+    cdef unsigned long _made  # in which era
+    cdef unsigned long _used  # in which era last
+    cdef bint _was_used
 
     def __cinit__(self, *_, **__):
         global alive
@@ -664,7 +673,7 @@ cdef class Channel:
         self.receive_lock = Lock()
         self.send_lock = Lock()
         self.timeout = None
-        self._era = era
+        self._made = era
         self.most_flags = MOST_FLAGS
         self.looks_behind = -1
 
@@ -691,9 +700,13 @@ cdef class Channel:
         begin(&deadline.wait)
         return deadline
 
+    cdef void note_use(self) noexcept:
+        self._used = era
+        self._was_used = True
+
     def deadline(self):
         """When a call that begins now has to be over."""
-        self._era = era
+        self.note_use()
         return self.deadline_of(&self._wait)
 
     def deadline_in(self, seconds):
@@ -717,9 +730,13 @@ cdef class Channel:
         """``with`` it a call may send, and has its deadline."""
         return self.turn(self.send_lock, flags)
 
-    def used_since_fork(self):
-        """Whether this process has sent or received since it last forked, or was forked off."""
-        return self._era == era
+    def used_here(self):
+        """Whether this process has sent or received."""
+        return self._was_used and self._used >= first_era
+
+    def forked_since_made(self):
+        """Whether there has been a fork, in this process or to it."""
+        return self._made != era
 
     def note_data(self, int record_type, Py_ssize_t received, int msg_flags, bint peeked):
         """Whether a read returned application data; also remembers where it stopped.
@@ -753,7 +770,7 @@ cdef class Channel:
 
     cdef Py_ssize_t read(self, iovec *iov, Wait *wait, int *record_type, int *msg_flags) except -1:
         cdef Py_ssize_t received
-        self._era = era
+        self.note_use()
         with nogil:
             received = pyktls_recv_record_vector(self.fd, iov, 1, 0, record_type, msg_flags)
         if received >= 0:
@@ -885,7 +902,7 @@ cdef class Channel:
     cdef bint counts(self, Py_ssize_t size, unsigned long long pieces) noexcept:
         cdef unsigned long long records = self.records_sent + pieces
         records += <unsigned long long>(size >> FULL_RECORD_BITS)
-        self._era = era
+        self.note_use()
         if records > self.next_count:
             return False
         self.records_sent = records

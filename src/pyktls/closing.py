@@ -30,7 +30,6 @@ __all__ = [
     "await_end",
     "before_shutdown",
     "close",
-    "drain",
     "end_sending",
     "finish_in_time",
     "finish_sending",
@@ -42,13 +41,9 @@ __all__ = [
 def close(layer: RecordLayer, seconds: float) -> None:
     """Get the connection ready to be closed, within so many seconds; else TimeoutError.
 
-    Not a word is said on a connection that was inherited by a fork and that this process has not
-    used: the other one goes on with it.
+    Not a word is said on a connection that is another process's since a fork.
     """
-    if layer.fd < 0 or layer.is_dead() or layer.is_inherited() or aborts(layer.fd):
-        return
-    if layer.quiet_after_fork and not layer.used_since_fork():
-        drain(layer, seconds)
+    if layer.fd < 0 or layer.is_dead() or layer.is_anothers() or aborts(layer.fd):
         return
     finish_in_time(layer, seconds, "close")
     take_in_unseen_records(layer)
@@ -62,7 +57,8 @@ _AT_EXIT = 5.0
 def _close_all() -> None:
     """At the end of the interpreter, what is still open gets its close_notify, and loses nothing.
 
-    Whoever wants to wait longer for a slow peer closes the socket himself.
+    Whoever wants to wait longer for a slow peer closes the socket himself.  So does who has
+    something to send from a function that was given to atexit before this module was there.
     """
     if not _records.channels():
         return
@@ -112,7 +108,9 @@ def finish_in_time(layer: RecordLayer, seconds: float, call: str) -> None:
     interrupt it.
     """
     deadline = layer.deadline_in(seconds)
-    too_late = _too_late(call)
+    too_late = TimeoutError(
+        errno.ETIMEDOUT, f"{call}: the peer took no more data, and some was not delivered"
+    )
     if not layer.send_lock.acquire(deadline.remaining()):
         raise too_late
     try:
@@ -122,20 +120,6 @@ def finish_in_time(layer: RecordLayer, seconds: float, call: str) -> None:
         raise too_late from None
     finally:
         layer.send_lock.release()
-
-
-def drain(layer: RecordLayer, seconds: float) -> None:
-    """Wait until what this process has sent is through, so that closing cannot lose it."""
-    try:
-        _records.wait_writable(layer.descriptor(), layer.deadline_in(seconds))
-    except TimeoutError:
-        raise _too_late("close") from None
-
-
-def _too_late(call: str) -> TimeoutError:
-    return TimeoutError(
-        errno.ETIMEDOUT, f"{call}: the peer took no more data, and some was not delivered"
-    )
 
 
 def finish_sending(layer: RecordLayer, deadline: _records.Deadline) -> None:

@@ -120,8 +120,7 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
         step = min(left, _STEP)
         _ask(layer)
         layer.count_records(step, 1, deadline)
-        # Asked for each time: another thread may have closed it, and the number be another's.
-        sent, error = system.sendfile(layer.descriptor(), source, offset, step)
+        sent, error = system.sendfile_all(layer.descriptor, source, offset, step)
         layer.sent_unasked += sent
         yield sent
         offset += sent

@@ -39,7 +39,7 @@ from .protocol import Direction
 from .socket_calls import descriptor, loopback_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from _typeshed import ReadableBuffer
 
@@ -502,6 +502,17 @@ def sendfile(
 
 # For ``System``: it is one system call.
 sendfile_once = sendfile
+
+
+def sendfile_all(
+    ask: Callable[[], int], file: int, offset: int, count: int
+) -> tuple[int, OSError | None]:
+    """``sendfile`` of a file alone to the descriptor that ``ask`` gives."""
+    try:
+        fd = ask()
+    except OSError as e:
+        return 0, e
+    return sendfile(fd, file, offset, count)
 
 
 def is_gone(fd: int) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "ON_FREEBSD",
     "RefusedRecord",
     "concerns_receiving",
+    "is_gone",
     "is_kept",
     "passes",
 ]
@@ -75,6 +76,27 @@ def concerns_receiving(error: OSError) -> bool:
 
 
 _PASSING = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.EBADF, errno.EFAULT, errno.ENOMEM}
+
+
+_GONE = {
+    errno.ECONNABORTED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENETUNREACH,
+    errno.EPIPE,
+    errno.ETIMEDOUT,
+}
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether the connection is over for TCP.
+
+    Linux says it once, to whoever reads or writes; after that its TLS takes data that goes nowhere.
+    """
+    return error.errno in _GONE
 
 
 def passes(error: OSError) -> bool:

@@ -57,7 +57,14 @@ from .post_handshake import (
     alert,
 )
 from .protocol import ALERT, CLOSE_NOTIFY, FATAL, HANDSHAKE, INTERNAL_ERROR, KEY_UPDATE, WARNING
-from .record_errors import BROKEN_RECORD, RefusedRecord, concerns_receiving, is_kept, passes
+from .record_errors import (
+    BROKEN_RECORD,
+    RefusedRecord,
+    concerns_receiving,
+    is_gone,
+    is_kept,
+    passes,
+)
 from .record_limit import Decision, RecordBudget
 from .running_system import system
 from .socket_calls import getsockopt
@@ -101,7 +108,7 @@ class RecordLayer(_records.Channel):
     otherwise.
     """
 
-    #: Whether a process that has forked closes without close_notify what it has not used since.
+    #: Whether a process that has forked leaves what it made and never used to the other one.
     quiet_after_fork = False
 
     def __init__(
@@ -147,9 +154,14 @@ class RecordLayer(_records.Channel):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return fd
 
-    def is_inherited(self) -> bool:
-        """Whether a fork has brought it here, and nobody has used it here since."""
-        return os.getpid() != self._process and not self.used_since_fork()
+    def is_anothers(self) -> bool:
+        """Whether another process of a fork goes on with it: this one has never used it.
+
+        In the process that made it that counts only where ``quiet_after_fork`` says so.
+        """
+        if self.used_here():
+            return False
+        return os.getpid() != self._process or (self.quiet_after_fork and self.forked_since_made())
 
     def leave_to(
         self, *, incoming: Incoming | None = None, outgoing: Outgoing | None = None
@@ -573,6 +585,8 @@ class RecordLayer(_records.Channel):
             )
         broken = BROKEN_RECORD.get(error.errno or 0)
         if broken is None:
+            if is_gone(error):
+                self.end_sending()
             if is_kept(error):
                 self.end_sending()
                 self.receive_error = error
@@ -785,8 +799,8 @@ class RecordLayer(_records.Channel):
 
         Raises RecordError if it is one of receiving.
         """
-        if isinstance(error, ConnectionError):
-            self.end_sending()  # Linux says it once, and then takes data that goes nowhere
+        if is_gone(error):
+            self.end_sending()
         if concerns_receiving(error) and self.incoming.in_kernel:
             description, reason = BROKEN_RECORD[error.errno or 0]
             self._fail(description, RecordError(f"{reason} ({error})"), error)

@@ -11,7 +11,7 @@ from .arguments import integer
 from .errors import InvalidType, InvalidValue, syscall_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from .ciphers import AEAD
     from .protocol import Direction
@@ -87,15 +87,18 @@ class System(Protocol):
     def go_on_receiving(self, fd: int, /) -> None:
         """Receive on with the same keys, after a record that only looked like a KeyUpdate."""
 
-    def sendfile(
-        self, sock: int, file: int, offset: int = ..., count: int = ..., /
+    def sendfile_all(
+        self, ask: Callable[[], int], file: int, offset: int, count: int, /
     ) -> tuple[int, OSError | None]:
-        """Send from a file; the bytes that were taken, and the error that ended it, if one did."""
+        """Send from a file; the bytes that were taken, and the error that ended it, if one did.
+
+        ``ask`` gives the socket's descriptor, for each system call anew.
+        """
 
     def sendfile_once(
         self, sock: int, file: int, offset: int = ..., count: int = ..., /
     ) -> tuple[int, OSError | None]:
-        """The same with one system call, which may take less although there is more room."""
+        """Do the same with one system call, which may take less although there is more room."""
 
     def sendfile_may_stall(self, fd: int, /) -> bool:
         """Whether a sendfile(2) that is made otherwise than by these two may stop for good."""

@@ -43,8 +43,11 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
     * ``recv`` and the like return ``b""`` (or 0) only after the peer's close_notify.
     * ``close`` and ``shutdown(SHUT_WR)`` first send what is under way and a close_notify, and wait
       for at most ``close_timeout`` seconds (a socket timeout, if one is set, instead); then
-      TimeoutError is raised, and the socket closed all the same.  In the child of a fork that has
-      not used it, it is closed without a word: the parent goes on with it.
+      TimeoutError is raised, and the socket closed all the same.  At the end of the interpreter all
+      that is open is closed so, in five seconds.  In the child of a fork that has not used it, it
+      is closed without a word: the parent goes on with it.
+    * Another thread's call that goes the same way is waited for, as the timeout says; on a
+      non-blocking socket, and with MSG_DONTWAIT, that is BlockingIOError.
     * It cannot be duplicated or pickled: the state after the handshake is in this object.
       ``pyktls.send_socket`` and ``export_state`` move it to another process.
 

@@ -164,7 +164,7 @@ def _ssl_errors(*, writing: bool) -> Iterator[None]:
 class _SSLRecordLayer(RecordLayer):
     """A record layer whose errors, and whose view of a ragged end, are those of the ssl module."""
 
-    quiet_after_fork = True  # ssl's close never says anything, and forking servers rely on it
+    quiet_after_fork = True  # servers that fork for each request close what the child has
     suppress_ragged_eofs = True
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -388,8 +388,8 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     * ``close`` and ``shutdown`` send what is under way and a close_notify, and wait for at most
       ``close_timeout`` seconds (a socket timeout, if one is set, instead); then TimeoutError is
-      raised, and the socket closed all the same.  A socket that was there when its process forked
-      closes without a close_notify in the process that has not used it since.
+      raised, and the socket closed all the same.  After a fork a process that has never sent or
+      received on it closes it without a word: the other one has it.
     * ``unwrap`` ends TLS and returns the socket itself, which can send and receive nothing more:
       the kernel knows no way back to plain text.
     * ``sendfile`` has the kernel encrypt the file's pages as they are.

@@ -162,3 +162,22 @@ def test_nothing_is_sent_to_nobody_twice(version, send):
             with pytest.raises(ConnectionError):
                 SENDS[send](sock)
         assert sock.recv(100) == b"still to be read"
+
+
+@over_both_versions
+@pytest.mark.parametrize("send", SENDS)
+@pytest.mark.parametrize("data", [b"", b"data"])
+def test_what_a_read_is_told_counts_for_sending(version, send, data):
+    with wired(kernel.suite(version)) as (sock, wire):
+        if data:
+            wire.send_data(data)
+            kernel.wait_readable(sock)
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.sock.close()
+        time.sleep(0.2)
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(100):
+                pass
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                SENDS[send](sock)

@@ -10,6 +10,7 @@ import gc
 import os
 import select
 import socket
+import struct
 import sys
 import tempfile
 import time
@@ -111,6 +112,31 @@ def test_a_call_never_goes_on_with_a_number_that_is_anothers_by_now(
             waiting.result = lambda *_: None  # type: ignore[method-assign]  # it was looked at
             other.setblocking(False)
             assert other.recv(100) == b"for somebody else"
+            others_peer.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                others_peer.recv(100)
+        finally:
+            os.close(number)
+
+
+@pytest.mark.parametrize("name", SENDING)
+def test_a_call_that_waits_in_the_kernel_does_not_go_on_there_either(
+    ends: tuple[KTLSSocket, socket.socket], name: str
+) -> None:
+    """Without a timeout the system call itself waits, and comes back when the peer is gone."""
+    sock, far = ends
+    other, others_peer = socket.socketpair()
+    with Background(SENDING[name], sock) as waiting, other, others_peer:
+        until_it_waits(sock, select.POLLOUT)
+        number = sock.fileno()
+        sock.abandon()
+        os.dup2(other.fileno(), number)
+        try:
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            far.close()
+            with pytest.raises(OSError, match=r"Bad file descriptor|reset|Broken pipe"):
+                waiting.result()
+            waiting.result = lambda *_: None  # type: ignore[method-assign]  # it was looked at
             others_peer.setblocking(False)
             with pytest.raises(BlockingIOError):
                 others_peer.recv(100)

@@ -64,8 +64,11 @@ def world(monkeypatch):
             cls.asked.append(cls.sent)
             return cls.gone
 
-    for name in ("sendfile", "is_gone"):
-        monkeypatch.setattr(system, name, getattr(World, name))
+    def sendfile_all(ask, *arguments):
+        return World.sendfile(ask(), *arguments)
+
+    monkeypatch.setattr(system, "is_gone", World.is_gone)
+    monkeypatch.setattr(system, "sendfile_all", sendfile_all)
     monkeypatch.setattr(system, "sendfile_once", World.sendfile)
     return World
 

@@ -18,7 +18,7 @@ from .crypto_info import (
     get_version_and_cipher,
     set_crypto_info,
 )
-from .transfer import is_gone, sendfile, sendfile_may_stall, sendfile_once
+from .transfer import is_gone, sendfile_all, sendfile_may_stall, sendfile_once
 from .trial import Pretended, Spare, give_keys, zero_keys
 from .ulp import NO_TLS_REMEDY, get_ulp, set_ulp
 
@@ -43,7 +43,7 @@ __all__ = [
     "is_gone",
     "next_sequence",
     "option_of",
-    "sendfile",
+    "sendfile_all",
     "sendfile_may_stall",
     "sendfile_once",
     "try_cipher",

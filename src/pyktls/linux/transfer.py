@@ -148,7 +148,7 @@ def sendfile(
         for taken in _send_all(fd, before, socket.MSG_MORE):
             sent += taken
             record_is_open = True
-        for taken in _send_file(fd, source, offset, count):
+        for taken in _send_file(lambda: fd, source, offset, count):
             sent += taken
             record_is_open = False
         for taken in _send_all(fd, after, 0):
@@ -186,14 +186,30 @@ def _send_all(fd: int, views: list[memoryview], flags: int) -> Iterator[int]:
             pieces[0] = pieces[0][taken:]
 
 
-def _send_file(fd: int, source: int, offset: int, count: int) -> Iterator[int]:
+def sendfile_all(
+    ask: Callable[[], int], file: int, offset: int, count: int
+) -> tuple[int, OSError | None]:
+    """``sendfile`` of a file alone, to a socket that another thread may close meanwhile.
+
+    ``ask`` gives the descriptor anew for each call: its number may be another one's by then.
+    """
+    sent = 0
+    try:
+        for taken in _send_file(ask, file, offset, count):
+            sent += taken
+    except OSError as e:
+        return sent, e
+    return sent, None
+
+
+def _send_file(ask: Callable[[], int], source: int, offset: int, count: int) -> Iterator[int]:
     """The file's part; yields what each call took.
 
     Only as much as there is is asked for: before 6.1.82 and 6.5 the kernel kept the last record
     back if it was asked for more.
     """
     end = offset + count if count else 2**63
-    short = sendfile_may_stall(fd)
+    short = sendfile_may_stall(ask())
     # What was sent before may have left a record open; a single page does not hold it up.
     longest = _PAGE - offset % _PAGE
     while offset < end:
@@ -204,7 +220,7 @@ def _send_file(fd: int, source: int, offset: int, count: int) -> Iterator[int]:
         if short:
             step = min(step, longest, _within_a_record(offset))
         try:
-            sent = os.sendfile(fd, source, offset, step)
+            sent = os.sendfile(ask(), source, offset, step)
         except InterruptedError:  # a handler that raises has done so (PEP 475)
             continue
         except OSError as e:
