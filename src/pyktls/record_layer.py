@@ -30,6 +30,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _records, arguments
@@ -67,7 +68,7 @@ from .record_errors import (
 )
 from .record_limit import Decision, RecordBudget
 from .running_system import system
-from .socket_calls import getsockopt
+from .socket_calls import getsockopt, setsockopt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -609,6 +610,11 @@ class RecordLayer(_records.Channel):
 
     def _fail(self, description: int, error: Error, cause: Exception | None = None) -> NoReturn:
         """End the connection: tell the peer if that is possible at once, and remember why."""
+        # At once for TCP, too: it would keep a small piece back until what was sent before has
+        # arrived, and a close with unread data throws away what it has.
+        with contextlib.suppress(OSError):
+            on = (1).to_bytes(4, sys.byteorder)
+            setsockopt(self.descriptor(), socket.IPPROTO_TCP, socket.TCP_NODELAY, on, "setsockopt")
         self.try_to_send(alert(FATAL, description), ALERT)
         self.end_sending()
         self._end_receiving(error, cause)
