@@ -483,31 +483,24 @@ def sendmsg(int fd, buffers, int flags, int record_type, Deadline deadline not N
 # ---- locks ------------------------------------------------------------------------------------
 
 
-cdef unsigned long forks = 0
+cdef unsigned long era = 1  # grows with each fork, in the parent too
+cdef unsigned long first_era = 1  # of this process
 cdef unsigned long survivor = 0  # the thread that the latest fork has left
-cdef unsigned long era = 0  # grows with each fork, in the parent too
-cdef unsigned long first_era = 0  # of this process
 
 
-def _forked():
-    global forks, survivor
-    forks += 1
-    survivor = PyThread_get_thread_ident()
-
-
-def _new_era():
+def _has_forked():
     global era
     era += 1
 
 
-def _new_process():
-    global first_era
-    _new_era()
+def _was_forked():
+    global era, first_era, survivor
+    era += 1
     first_era = era
+    survivor = PyThread_get_thread_ident()
 
 
-os.register_at_fork(after_in_child=_forked)
-os.register_at_fork(after_in_child=_new_process, after_in_parent=_new_era)
+os.register_at_fork(after_in_child=_was_forked, after_in_parent=_has_forked)
 
 
 @cython.final
@@ -528,7 +521,7 @@ cdef class Lock:
         self.lock = PyThread_allocate_lock()
         if self.lock == NULL:
             raise MemoryError
-        self.forked = forks
+        self.forked = first_era
 
     def __dealloc__(self):
         if self.lock != NULL:
@@ -537,14 +530,14 @@ cdef class Lock:
     cdef bint take(self) except -1:
         """Take it if it is free, or mine already."""
         cdef unsigned long me = PyThread_get_thread_ident()
-        if self.forked != forks:
+        if self.forked != first_era:
             if self.depth == 0 or self.owner != survivor:
                 # The old one may be held for ever; it is left as it is.
                 self.lock = PyThread_allocate_lock()
                 if self.lock == NULL:
                     raise MemoryError
                 self.depth = 0
-            self.forked = forks
+            self.forked = first_era
         if self.depth > 0 and self.owner == me:
             self.depth += 1
             return True
@@ -663,8 +656,7 @@ cdef class Channel:
     cdef Wait _wait
     cdef object _timeout
     cdef unsigned long _made  # in which era
-    cdef unsigned long _used  # in which era last
-    cdef bint _was_used
+    cdef unsigned long _used  # in which era last; 0: never
 
     def __cinit__(self, *_, **__):
         global alive
@@ -702,7 +694,6 @@ cdef class Channel:
 
     cdef void note_use(self) noexcept:
         self._used = era
-        self._was_used = True
 
     def deadline(self):
         """When a call that begins now has to be over."""
@@ -732,7 +723,7 @@ cdef class Channel:
 
     def used_here(self):
         """Whether this process has sent or received."""
-        return self._was_used and self._used >= first_era
+        return self._used >= first_era
 
     def forked_since_made(self):
         """Whether there has been a fork, in this process or to it."""
@@ -793,15 +784,15 @@ cdef class Channel:
         type.  If that is a KeyUpdate, Linux (since 6.14) says from then on that there is nothing to
         read, and select(2) would wait for ever: so it is taken in at once.
         """
-        self.take_in(NOT_YET, 0)
+        self.take_in()
 
-    cdef int take_in(self, Py_ssize_t found, int record_type) except -1:
-        """The same; ``found`` and ``record_type`` are of a peek that has been made."""
+    cdef int take_in(self) except -1:
+        cdef int record_type
+        cdef Py_ssize_t found
         if self.looks_behind < 0:
             self.looks_behind = self.can_hide()
         while self.looks_behind:
-            if found == NOT_YET:
-                found = self.peek(&record_type)
+            found = self.peek(&record_type)
             if found < 0 and found != -EAGAIN:
                 self.keep_error(<int>-found)
             # The kernel looks past an empty record, and may have met a KeyUpdate there.
@@ -811,19 +802,12 @@ cdef class Channel:
                 break
             if not self.take_in_one():
                 break
-            found = NOT_YET
         return 0
 
     cdef int look_behind_read(self, const void *memory, Py_ssize_t received) except -1:
         """The same, without a loss of the data that has just been read."""
-        cdef int record_type = 0
-        cdef Py_ssize_t found = NOT_YET
-        if self.looks_behind > 0:
-            found = self.peek(&record_type)
-            if found == -EAGAIN or (found > 0 and record_type == APPLICATION_DATA):
-                return 0
         try:
-            self.take_in(found, record_type)
+            self.take_in()
         except BaseException:  # a signal handler's
             self.leftover = PyBytes_FromStringAndSize(<char *>memory, received) + self.leftover
             raise

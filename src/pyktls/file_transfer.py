@@ -128,7 +128,7 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
         if isinstance(error, BlockingIOError):
             _records.wait_writable(layer.descriptor(), deadline)
         elif error is not None and not isinstance(error, InterruptedError):
-            layer.sending_failed(error)
+            layer.note_send_error(error)
             raise error
         elif error is None and not sent:
             return  # the file has become shorter
@@ -169,7 +169,7 @@ def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> 
     except BlockingIOError:
         return 0, True
     if error is not None and not isinstance(error, BlockingIOError | InterruptedError):
-        layer.sending_failed(error)
+        layer.note_send_error(error)
         if not sent:
             raise error  # where some was sent, it comes again
     layer.sent_unasked += sent
@@ -203,7 +203,7 @@ def splice_from(layer: RecordLayer, pipe: HasFileno | int, count: int, *, more: 
                 _records.wait_readable(source, deadline.for_another())
                 _records.wait_writable(layer.descriptor(), deadline)
             except OSError as e:
-                layer.sending_failed(e)
+                layer.note_send_error(e)
                 raise
 
 

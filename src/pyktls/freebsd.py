@@ -507,12 +507,8 @@ sendfile_once = sendfile
 def sendfile_all(
     ask: Callable[[], int], file: int, offset: int, count: int
 ) -> tuple[int, OSError | None]:
-    """``sendfile`` of a file alone to the descriptor that ``ask`` gives."""
-    try:
-        fd = ask()
-    except OSError as e:
-        return 0, e
-    return sendfile(fd, file, offset, count)
+    """``sendfile`` of a file alone to the descriptor that ``ask`` gives, or what it raises."""
+    return sendfile(ask(), file, offset, count)
 
 
 def is_gone(fd: int) -> bool:

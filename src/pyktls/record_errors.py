@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 
 from ._kernel import lib
+from .errors import RecordError
 from .protocol import BAD_RECORD_MAC, INTERNAL_ERROR, PROTOCOL_VERSION, RECORD_OVERFLOW
 
 __all__ = [
     "BROKEN_RECORD",
     "ON_FREEBSD",
     "RefusedRecord",
+    "broken_record",
     "concerns_receiving",
     "is_gone",
     "is_kept",
@@ -55,6 +57,12 @@ if ON_FREEBSD:
             "a record's header carries another protocol version, or in TLS 1.3 another type",
         ),
     }
+
+
+def broken_record(error: OSError) -> tuple[int, RecordError]:
+    """The alert, and the error for the user, of an error in BROKEN_RECORD."""
+    description, reason = BROKEN_RECORD[error.errno or 0]
+    return description, RecordError(f"{reason} ({error})")
 
 
 class RefusedRecord(OSError):

@@ -61,6 +61,7 @@ from .protocol import ALERT, CLOSE_NOTIFY, FATAL, HANDSHAKE, INTERNAL_ERROR, KEY
 from .record_errors import (
     BROKEN_RECORD,
     RefusedRecord,
+    broken_record,
     concerns_receiving,
     is_gone,
     is_kept,
@@ -584,20 +585,18 @@ class RecordLayer(_records.Channel):
             self._fail(
                 error.description, RecordError(f"a record was refused: {error.reason}"), error
             )
-        broken = BROKEN_RECORD.get(error.errno or 0)
-        if broken is None:
-            if is_gone(error):
+        if error.errno not in BROKEN_RECORD:
+            kept = is_kept(error)
+            if kept or is_gone(error):
                 self.end_sending()
-            if is_kept(error):
-                self.end_sending()
+            if kept:
                 self.receive_error = error
                 self.straight_in = False
             raise error
-        description, reason = broken
         # The kernel keeps an error for the next send as well; reading it clears it.
         with contextlib.suppress(OSError):
             self.take_error()
-        self._fail(description, RecordError(f"{reason} ({error})"), error)
+        self._fail(*broken_record(error), error)
 
     def take_error(self) -> int:
         """Read SO_ERROR, which clears it."""
@@ -696,7 +695,7 @@ class RecordLayer(_records.Channel):
         try:
             self.outgoing.send_key_update(fd, message, flags, deadline)
         except OSError as e:
-            self.sending_failed(e)
+            self.note_send_error(e)
             raise  # it is a whole record or nothing
         except BaseException:  # a signal handler's: nobody knows when it came
             self.end_sending()
@@ -798,9 +797,9 @@ class RecordLayer(_records.Channel):
 
     def send_failed(self, error: OSError) -> None:
         """See an error of a send that went straight to the kernel; it is raised afterwards."""
-        self.sending_failed(error)
+        self.note_send_error(error)
 
-    def sending_failed(self, error: OSError) -> None:
+    def note_send_error(self, error: OSError) -> None:
         """Remember what an error of a send says of the connection.
 
         Raises RecordError if it is one of receiving.
@@ -808,14 +807,12 @@ class RecordLayer(_records.Channel):
         if is_gone(error):
             self.end_sending()
         if concerns_receiving(error) and self.incoming.in_kernel:
-            description, reason = BROKEN_RECORD[error.errno or 0]
-            self._fail(description, RecordError(f"{reason} ({error})"), error)
+            self._fail(*broken_record(error), error)
 
     def note_broken_record(self, error: OSError) -> None:
         """Keep for the next read what was told on another occasion, and is not told again."""
         if self.receive_error is None:
-            _, reason = BROKEN_RECORD[error.errno or 0]
-            self.receive_error = RecordError(f"{reason} ({error})")
+            _, self.receive_error = broken_record(error)
             self.straight_in = False
 
     @contextlib.contextmanager
@@ -823,7 +820,7 @@ class RecordLayer(_records.Channel):
         try:
             yield
         except OSError as e:
-            self.sending_failed(e)
+            self.note_send_error(e)
             raise
 
     def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:

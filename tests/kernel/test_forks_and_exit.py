@@ -11,7 +11,6 @@ import ssl
 import subprocess
 import sys
 import time
-import warnings
 
 import pytest
 
@@ -19,27 +18,10 @@ import pyktls
 from pyktls import Role, TruncationError
 from pyktls.ciphers import TLS_1_3
 from support import kernel, tls
-from support.kernel import Background, both_ways, offloaded, recv_exactly
+from support.kernel import Background, both_ways, number_of_another, offloaded, recv_exactly
+from support.processes import fork, wait_for
 
 TIMEOUT = kernel.TIMEOUT
-
-
-def fork(call) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: a fork with threads
-        child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        call()
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def wait_for(child: int) -> None:
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @contextlib.contextmanager
@@ -261,19 +243,8 @@ def test_a_script_that_ends_without_a_close_loses_nothing(tmp_path, flags):
 def test_a_reader_whose_socket_is_closed_reads_from_no_other():
     with offloaded(TLS_1_3, role=Role.SERVER) as (sock, peer):
         both_ways(sock, peer)
-        other, others_peer = socket.socketpair()
-        with Background(sock.recv, 100) as reader, other, others_peer:
+        with Background(sock.recv, 100) as reader:
             time.sleep(0.2)
-            number = sock.fileno()
-            sock.close()
-            os.dup2(other.fileno(), number)
-            try:
-                others_peer.sendall(b"for somebody else")
+            with number_of_another(sock, sock.close):
                 peer.close()
-                with pytest.raises((OSError, TruncationError)):
-                    reader.result()
-                reader.result = lambda *_: None  # has been looked at
-                other.settimeout(TIMEOUT)
-                assert other.recv(100) == b"for somebody else"
-            finally:
-                os.close(number)
+                reader.fails(OSError, TruncationError)

@@ -20,8 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
-import warnings
 
 import pytest
 
@@ -44,6 +42,7 @@ from support.kernel import (
     suite_id,
     wired,
 )
+from support.processes import fork, wait_for
 from support.records import ALERT, APPLICATION_DATA, HANDSHAKE
 
 SUITE = kernel.suite(TLS_1_3)
@@ -64,30 +63,6 @@ over_secrets = pytest.mark.parametrize("secrets", [False, True], ids=["no-secret
 
 
 # ---- processes -------------------------------------------------------------------------------
-
-
-def fork(call, *arguments) -> int:
-    """Run ``call`` in a child; returns its number.  What fails there is printed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: a fork with threads
-        child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        signal.alarm(int(2 * kernel.TIMEOUT))
-        call(*arguments)
-        status = 0
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
-
-
-def wait_for(child: int) -> None:
-    """The child ends, and nothing failed in it."""
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @contextlib.contextmanager

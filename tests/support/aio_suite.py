@@ -687,6 +687,17 @@ def test_the_context_that_an_sni_callback_chooses(ground):
     ground.run(main)
 
 
+async def connect_in_vain(ground, server, client):
+    """A client of a server that closes each connection, and the end of that server."""
+    # It depends on who is faster how the client sees it.
+    with contextlib.suppress(ConnectionError, ssl.SSLError, pyktls.HandoffRefused):
+        reader, writer = await ground.connect(port_of(server), client)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.transport.abort()
+    await stop(server)
+
+
 def test_a_factory_that_fails(own_ground):
     async def main():
         client, server_context = own_ground.contexts()
@@ -697,13 +708,7 @@ def test_a_factory_that_fails(own_ground):
         server = await aio.create_server(
             fail, "127.0.0.1", 0, ssl=server_context, **own_ground.required
         )
-        # It depends on who is faster how the client sees it.
-        with contextlib.suppress(ConnectionError, ssl.SSLError, pyktls.HandoffRefused):
-            reader, writer = await own_ground.connect(port_of(server), client)
-            with contextlib.suppress(ConnectionError):
-                assert await reader.read() == b""
-            writer.transport.abort()
-        await stop(server)
+        await connect_in_vain(own_ground, server, client)
         assert all("no protocol" in str(c.get("exception")) for c in own_ground.unexpected)
         own_ground.unexpected.clear()
         async with own_ground.server(echo, server_context) as other:
@@ -729,12 +734,7 @@ def test_a_protocol_that_does_not_take_the_connection(own_ground):
         server = await aio.create_server(
             Refusing, "127.0.0.1", 0, ssl=server_context, **own_ground.required
         )
-        with contextlib.suppress(ConnectionError, ssl.SSLError, pyktls.HandoffRefused):
-            reader, writer = await own_ground.connect(port_of(server), client)
-            with contextlib.suppress(ConnectionError):
-                assert await reader.read() == b""
-            writer.transport.abort()
-        await stop(server)
+        await connect_in_vain(own_ground, server, client)
         (told,) = own_ground.unexpected
         assert "connection_made" in told["message"]
         assert isinstance(told["exception"], ArithmeticError)

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import os
 import select
+import socket
 import ssl
 import sys
 import threading
@@ -46,7 +47,6 @@ from pyktls.socket_calls import setsockopt
 from . import records, tls
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
@@ -358,6 +358,12 @@ class Background(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]
 
+    def fails(self, *kinds: type[BaseException], match: str | None = None) -> None:
+        """See that the call has raised one of these, which then is not raised again."""
+        with pytest.raises(kinds, match=match):
+            self.result()
+        self._error = None
+
     def __enter__(self) -> Self:
         return self
 
@@ -366,6 +372,29 @@ class Background(Generic[T]):
             self.result()
         else:
             self._thread.join(TIMEOUT)
+
+
+@contextlib.contextmanager
+def number_of_another(sock: socket.socket, let_go: Callable[[], object]) -> Iterator[None]:
+    """Let go of a socket, and have another one get the number of its descriptor.
+
+    In the end that has what was sent to it, and has sent nothing.
+    """
+    other, others_peer = socket.socketpair()
+    with other, others_peer:
+        number = sock.fileno()
+        let_go()
+        os.dup2(other.fileno(), number)
+        try:
+            others_peer.sendall(b"for somebody else")
+            yield
+            other.setblocking(False)
+            assert other.recv(100) == b"for somebody else"
+            others_peer.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                others_peer.recv(100)
+        finally:
+            os.close(number)
 
 
 def wait_readable(sock: socket.socket) -> None:

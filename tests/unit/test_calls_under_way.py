@@ -88,18 +88,12 @@ def test_a_call_never_goes_on_with_a_number_that_is_anothers_by_now(
 ) -> None:
     sock, far = ends
     sock.settimeout(kernel.TIMEOUT)
-    call = (RECEIVING | SENDING)[name]
-    other, others_peer = socket.socketpair()
-    with Background(call, sock) as waiting, other, others_peer:
+    with Background((RECEIVING | SENDING)[name], sock) as waiting:
         if name in SENDING:
             until_it_waits(sock, select.POLLOUT)
         else:
             time.sleep(0.2)
-        number = sock.fileno()
-        sock.abandon()
-        os.dup2(other.fileno(), number)
-        try:
-            others_peer.sendall(b"for somebody else")
+        with kernel.number_of_another(sock, sock.abandon):
             far.settimeout(kernel.TIMEOUT)
             if name in SENDING:
                 with contextlib.suppress(ConnectionError):
@@ -107,16 +101,7 @@ def test_a_call_never_goes_on_with_a_number_that_is_anothers_by_now(
                         pass
             else:
                 far.close()
-            with pytest.raises(OSError, match="Bad file descriptor"):
-                waiting.result()
-            waiting.result = lambda *_: None  # type: ignore[method-assign]  # it was looked at
-            other.setblocking(False)
-            assert other.recv(100) == b"for somebody else"
-            others_peer.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                others_peer.recv(100)
-        finally:
-            os.close(number)
+            waiting.fails(OSError, match="Bad file descriptor")
 
 
 @pytest.mark.parametrize("name", SENDING)
@@ -125,23 +110,12 @@ def test_a_call_that_waits_in_the_kernel_does_not_go_on_there_either(
 ) -> None:
     """Without a timeout the system call itself waits, and comes back when the peer is gone."""
     sock, far = ends
-    other, others_peer = socket.socketpair()
-    with Background(SENDING[name], sock) as waiting, other, others_peer:
+    with Background(SENDING[name], sock) as waiting:
         until_it_waits(sock, select.POLLOUT)
-        number = sock.fileno()
-        sock.abandon()
-        os.dup2(other.fileno(), number)
-        try:
+        with kernel.number_of_another(sock, sock.abandon):
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             far.close()
-            with pytest.raises(OSError, match=r"Bad file descriptor|reset|Broken pipe"):
-                waiting.result()
-            waiting.result = lambda *_: None  # type: ignore[method-assign]  # it was looked at
-            others_peer.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                others_peer.recv(100)
-        finally:
-            os.close(number)
+            waiting.fails(OSError, match=r"Bad file descriptor|reset|Broken pipe")
 
 
 @pytest.mark.parametrize(
@@ -170,9 +144,7 @@ def test_the_timeout_counts_while_another_thread_receives(
             with pytest.raises(BlockingIOError):
                 sock.recv(10, socket.MSG_DONTWAIT)
         far.close()
-        with pytest.raises(ConnectionError):
-            waiting.result()
-        waiting.result = lambda *_: None  # type: ignore[method-assign]  # it was looked at
+        waiting.fails(ConnectionError)
 
 
 def test_the_timeout_counts_while_another_thread_sends(

@@ -37,7 +37,7 @@ class Layer:
     def before_sending(self, *_):
         pass
 
-    count_records = sending_failed = before_sending
+    count_records = note_send_error = before_sending
 
 
 @pytest.fixture
