@@ -316,7 +316,7 @@ class Kernel:
                 except OSError as e:
                     raise Errno(e.errno) from None
             with state.rx_lock:
-                waits = self.blocking(fd, flags)
+                waits = self.blocking(sock.fileno(), flags)
                 begin = time.monotonic()
                 while not self.look(state, sock):
                     if not waits:
@@ -449,7 +449,7 @@ class Kernel:
             if not data and not chained:
                 raise Errno(errno.EINVAL)
             self.tell_error(state, sock)
-            waits = self.blocking(fd, flags)
+            waits = self.blocking(sock.fileno(), flags)
             with state.tx_lock:
                 if record_type < 0:
                     if not waits:
@@ -560,7 +560,7 @@ class Kernel:
                     else:
                         with state.tx_lock:
                             self.tell_error(state, sock)
-                            waits = self.blocking(fd, 0)
+                            waits = self.blocking(sock.fileno(), 0)
                             self.send_pieces(state, sock, [(23, piece)], waits=waits)
                 except Errno as e:
                     return -e.args[0]
@@ -635,14 +635,23 @@ class Kernel:
 
 
 class Real:
-    """The real socket behind a descriptor, borrowed."""
+    """The real socket behind a descriptor, held until the call is over, whoever closes it.
+
+    Borrowed, where the table of descriptors is full.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     def __enter__(self) -> socket.socket:
         flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
-        self.sock = socket.socket(fileno=self.fd)
+        try:
+            self.own = os.dup(self.fd)
+        except OSError as e:
+            if e.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.own = -1
+        self.sock = socket.socket(fileno=self.fd if self.own < 0 else self.own)
         if self.sock.gettimeout() is not None:  # socket.setdefaulttimeout concerns nobody here
             self.sock.settimeout(None)
             fcntl.fcntl(self.fd, fcntl.F_SETFL, flags)
@@ -650,3 +659,5 @@ class Real:
 
     def __exit__(self, *_: object) -> None:
         self.sock.detach()
+        if self.own >= 0:
+            os.close(self.own)
