@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -45,7 +46,7 @@ from .upcall import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from typing import Protocol
 
@@ -164,21 +165,37 @@ class Daemon:
         outcome = Outcome(Verdict.DENIED, "internal error")
         who = _who(upcall)
         try:
-            outcome = await self._handshake(upcall)
+            with self._keyring_of(upcall):
+                outcome = await self._handshake(upcall)
         finally:
             try:
                 self._answer(upcall, outcome, who)
             finally:
                 os.close(upcall.fd)
 
-    async def _handshake(self, upcall: Upcall) -> Outcome:
+    @contextlib.contextmanager
+    def _keyring_of(self, upcall: Upcall) -> Iterator[None]:
+        """The request's own keyring, which the kernel has linked into this process's."""
+        if self.keyring is None or not upcall.keyring:
+            yield
+            return
+        self.keyring.borrow(upcall.keyring)
         try:
-            plan = self.policy.plan(self._request(upcall))
+            yield
+        finally:
+            self.keyring.give_back(upcall.keyring)
+
+    async def _handshake(self, upcall: Upcall) -> Outcome:
+        unread: list[str] = []  # why keys could not be read: for the one line of the log
+        try:
+            plan = self.policy.plan(self._request(upcall, unread))
         except Refused as e:
-            return Outcome(e.verdict, str(e))
+            outcome = Outcome(e.verdict, str(e))
         except ConfigurationError as e:  # a certificate of the keyring, with the files beside it
-            return Outcome(Verdict.UNSUPPORTED, str(e))
-        return await shake_hands(upcall.fd, plan)
+            outcome = Outcome(Verdict.UNSUPPORTED, str(e))
+        else:
+            outcome = await shake_hands(upcall.fd, plan)
+        return dataclasses.replace(outcome, detail="; ".join([outcome.detail, *unread]))
 
     def _answer(self, upcall: Upcall, outcome: Outcome, who: str) -> None:
         late = ""
@@ -195,7 +212,7 @@ class Daemon:
 
     # ---- from the kernel's numbers to a request ------------------------------------------------
 
-    def _request(self, upcall: Upcall) -> Request:
+    def _request(self, upcall: Upcall, unread: list[str]) -> Request:
         """Raises Refused for what is not known, or a key that cannot be read."""
         role = _ROLES.get(upcall.message_type)
         auth = _MODES.get(upcall.auth_mode)
@@ -208,7 +225,8 @@ class Daemon:
             identity = self._identity(*upcall.certificates[0])
         shared: list[SharedKey] = []
         if auth is Auth.PSK:
-            shared = [key for serial in upcall.identities if (key := self._shared_key(serial))]
+            found = [self._shared_key(serial, unread) for serial in upcall.identities]
+            shared = [key for key in found if key is not None]
         return Request(
             role,
             auth,
@@ -216,7 +234,7 @@ class Daemon:
             upcall.timeout / 1000 or None,
             identity,
             tuple(shared),
-            self._find_key,
+            lambda identity: self._find_key(identity, upcall.keyring, unread),
         )
 
     def _identity(self, certificate: int, key: int) -> Identity:
@@ -230,22 +248,23 @@ class Daemon:
         except KeyringError as e:
             raise Refused(Verdict.DENIED, f"the mount's certificate {certificate}: {e}") from e
 
-    def _shared_key(self, serial: int) -> SharedKey | None:
+    def _shared_key(self, serial: int, unread: list[str]) -> SharedKey | None:
         if self.keyring is None:
             return None
         try:
             return SharedKey(self.keyring.description(serial), self.keyring.read(serial), serial)
         except KeyringError as e:
-            self.log(f"key {serial}: {e}")
+            unread.append(f"key {serial}: {e}")
             return None
 
-    def _find_key(self, identity: str) -> SharedKey | None:
+    def _find_key(self, identity: str, keyring: int, unread: list[str]) -> SharedKey | None:
+        """Look a key up where the request says, else in all that this process can reach."""
         if self.keyring is None:
             return None
         for kind in KEY_TYPES:
-            serial = self.keyring.search(kind, identity)
+            serial = self.keyring.search(kind, identity, keyring or keys.PROCESS_KEYRING)
             if serial is not None:
-                return self._shared_key(serial)
+                return self._shared_key(serial, unread)
         return None
 
 

@@ -11,6 +11,8 @@ Sources: keyctl(2), add_key(2), keyctl_read(3).
 from __future__ import annotations
 
 import base64
+import collections
+import contextlib
 import ctypes
 import os
 import textwrap
@@ -37,9 +39,15 @@ class Keyring:
             raise KeyringError(f"{LIBRARY} is missing: {e}") from e
         for name in ("keyctl_read", "keyctl_search", "keyctl_describe"):
             getattr(self._library, name).restype = ctypes.c_long
+        self._borrowed: collections.Counter[int] = collections.Counter()
         # The process's keyring is made when it is first wanted; here it is seen whether it can be.
         self.unlink(self.add("user", "nfs_tls", b"trial"))
-        self.linked = tuple(name for name in linked if self._link(name))
+        self._linked = {name: serial for name in linked if (serial := self._link(name))}
+
+    @property
+    def linked(self) -> tuple[str, ...]:
+        """The descriptions of those keyrings that were there."""
+        return tuple(self._linked)
 
     def _call(self, name: str, *arguments: object) -> int:
         result = int(getattr(self._library, name)(*arguments))
@@ -82,22 +90,37 @@ class Keyring:
         self._call("keyctl_describe", serial, buffer, ctypes.c_size_t(size))
         return buffer.value.decode(errors="replace").split(";", 4)[-1]
 
-    def search(self, kind: str, description: str) -> int | None:
-        """The serial of a key in this process's keyring or those linked into it."""
+    def search(self, kind: str, description: str, keyring: int = PROCESS_KEYRING) -> int | None:
+        """The serial of a key in a keyring or those linked into it; None if it is not there."""
         try:
-            return self._call(
-                "keyctl_search", PROCESS_KEYRING, kind.encode(), description.encode(), 0
-            )
+            return self._call("keyctl_search", keyring, kind.encode(), description.encode(), 0)
         except KeyringError:
             return None
 
-    def _link(self, name: str) -> bool:
+    def borrow(self, serial: int) -> None:
+        """Note that a handshake uses a keyring that the kernel has linked into this process's."""
+        self._borrowed[serial] += 1
+
+    def give_back(self, serial: int) -> None:
+        """Unlink a borrowed keyring when the last handshake that uses it is over.
+
+        The kernel itself never does, as it thinks of a process for each handshake.
+        """
+        self._borrowed[serial] -= 1
+        if not self._borrowed[serial]:
+            del self._borrowed[serial]
+            if serial not in self._linked.values():
+                with contextlib.suppress(KeyringError):  # it was revoked meanwhile
+                    self.unlink(serial)
+
+    def _link(self, name: str) -> int:
+        """Link a keyring into this process's; its serial, 0 if it cannot be had."""
         try:
             serial = self._call("find_key_by_type_and_desc", b"keyring", name.encode(), 0)
             self._call("keyctl_link", serial, PROCESS_KEYRING)
         except KeyringError:
-            return False
-        return True
+            return 0
+        return serial
 
 
 # ---- DER and PEM -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ nobody changes keys.
 from __future__ import annotations
 
 import enum
+import ipaddress
 import os
 import ssl
 import tomllib
@@ -121,8 +122,8 @@ class Request:
 class Peer:
     """Who the peer has proved to be.
 
-    ``certificate`` is DER, None where it showed none.  ``names`` are those in it.  ``shared_key``
-    is the one that was used, if any.
+    ``certificate`` is DER, None where it showed none.  ``names`` are the DNS names and addresses
+    of its subjectAltName.  ``shared_key`` is the one that was used, if any.
     """
 
     certificate: bytes | None = None
@@ -147,8 +148,8 @@ class Side:
     have one there, or the peer is refused.  ``timeout`` is in seconds.
 
     For servers: ``require_certificate`` refuses a client without one in the handshake (else the
-    export's xprtsec= decides); ``clients`` are the DNS names of which a client's certificate must
-    have one, if any are given.
+    export's xprtsec= decides); ``clients`` are the DNS names and addresses of which a client's
+    certificate must have one (subjectAltName), if any are given.
     """
 
     certificate: Path | None = None
@@ -179,7 +180,7 @@ def read_settings(path: Path) -> Settings:
     try:
         with path.open("rb") as file:
             tables = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as e:
+    except (OSError, ValueError) as e:  # what is no TOML, or no UTF-8
         raise ConfigurationError(f"{path}: {e}") from e
     try:
         return _settings(tables, path.parent)
@@ -215,8 +216,8 @@ def _read_side(name: str, table: Any, directory: Path) -> Side:
 
 
 def _read_file(value: Any, directory: Path) -> Path:
-    if not isinstance(value, str):
-        raise TypeError("the name of a file")
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("the name of a file")
     return directory / value
 
 
@@ -235,7 +236,15 @@ def _read_bool(value: Any, _: Path) -> bool:
 def _read_names(value: Any, _: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TypeError("a list of names")
-    return tuple(item.lower() for item in value)
+    return tuple(_comparable(item) for item in value)
+
+
+def _comparable(name: str) -> str:
+    """A DNS name or an address in the one form that it has here."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name.lower()
 
 
 def _reader(option: str) -> Callable[[Any, Path], Any]:
@@ -356,7 +365,7 @@ class Plan:
         peer = Peer(certificate, _names_in(tls.getpeercert() or {}))
         allowed = self.side.clients
         if self.request.role is Role.SERVER and allowed:
-            theirs = {name.lower() for name in peer.names}
+            theirs = {_comparable(name) for name in peer.names}
             if theirs.isdisjoint(allowed):
                 raise Refused(Verdict.DENIED, f"client {peer} is none of those allowed")
         return peer
@@ -398,16 +407,12 @@ def _timeout(request: Request, side: Side) -> float:
 
 
 def _names_in(certificate: Any) -> tuple[str, ...]:
-    """The names in what ``getpeercert`` gives: subjectAltName, else the common names."""
-    names = [
+    """The names in what ``getpeercert`` gives.  A common name is none: RFC 9289 section 5.2.1."""
+    return tuple(
         value
         for kind, value in certificate.get("subjectAltName", ())
         if kind in {"DNS", "IP Address"}
-    ]
-    if not names:
-        subject = certificate.get("subject", ())
-        names = [value for part in subject for kind, value in part if kind == "commonName"]
-    return tuple(names)
+    )
 
 
 # ---- contexts ----------------------------------------------------------------------------------

@@ -89,7 +89,8 @@ class Upcall:
     """One request, as the kernel put it.  ``fd`` is the receiver's to close.
 
     ``timeout`` is in milliseconds, 0 where the kernel names none.  ``identities``, ``keyring`` and
-    ``certificates`` (certificate and private key) are serials of keys.
+    ``certificates`` (certificate and private key) are serials of keys.  The kernel has linked
+    ``keyring`` into this process's; older ones (6.12) do so without saying which.
     """
 
     fd: int

@@ -100,10 +100,16 @@ def test_a_keyring_that_cannot_be_had_is_no_reason_to_end(monkeypatch, capsys):
 
 def test_the_unit_starts_what_there_is():
     text = (EXAMPLES / "nfs_tls" / "nfs-tls.service").read_text(encoding="ascii")
-    (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    lines = text.replace("\\\n", "").splitlines()
+    (line,) = [line for line in lines if line.startswith("ExecStart=")]
     options = program.parse(line.partition(" -m nfs_tls ")[2].split())
     assert options.config == pathlib.Path("/etc/nfs-tls/nfs-tls.toml")
-    assert "AmbientCapabilities=CAP_NET_ADMIN\n" in text
+    # As another user it could not link .nfs, which the kernel gives to root.
+    assert options.user == "nfs-tls"
+    assert not [line for line in lines if line.startswith("User=")]
+    (line,) = [line for line in lines if line.startswith("CapabilityBoundingSet=")]
+    kept = {f"CAP_{name}" for name in ("NET_ADMIN", "SETGID", "SETPCAP", "SETUID")}
+    assert set(line.partition("=")[2].split()) == kept
     assert "AF_NETLINK" in text
 
 

@@ -23,6 +23,7 @@ from nfs_tls import daemon as daemon_module
 from nfs_tls import handshake, policy
 from nfs_tls.daemon import Daemon
 from nfs_tls.handshake import shake_hands
+from nfs_tls.keyring import PROCESS_KEYRING
 from nfs_tls.policy import (
     Auth,
     ConfigurationError,
@@ -73,7 +74,7 @@ def switched(monkeypatch) -> Switched:
 def authority(tmp_path) -> Authority:
     made = Authority(tmp_path)
     made.issue("server", "localhost", "127.0.0.1")
-    made.issue("client", "client.test", "10.1.2.3")
+    made.issue("client", "client.test", "10.1.2.3", "2001:db8::7")
     return made
 
 
@@ -147,7 +148,7 @@ def test_mutual(authority):
     assert server.peer is not None
     der = ssl.PEM_cert_to_DER_cert((authority.place / "client.pem").read_text())
     assert server.peer.certificate == der
-    assert str(server.peer) == "client.test,10.1.2.3"
+    assert str(server.peer) == "client.test,10.1.2.3,2001:DB8:0:0:0:0:0:7"
 
 
 def test_a_server_may_be_mounted_by_its_address(authority):
@@ -165,10 +166,25 @@ def test_a_certificate_that_the_mount_brings(authority):
     assert str(server.peer) == "mount.test"
 
 
-@pytest.mark.parametrize("allowed", ["CLIENT.test", "10.1.2.3"])
-def test_a_client_whose_name_is_allowed(authority, allowed):
-    made = both(authority, server={"clients": ("other.test", allowed.lower())})
+@pytest.mark.parametrize("allowed", ["CLIENT.test", "10.1.2.3", "2001:db8::7", "2001:DB8:0::7"])
+@pytest.mark.usefixtures("authority")
+def test_a_client_whose_name_is_allowed(tmp_path, allowed):
+    config = tmp_path / "nfs-tls.toml"
+    config.write_text(
+        '[client]\nca = "ca.pem"\ncertificate = "client.pem"\nkey = "client.key"\n'
+        '[server]\nca = "ca.pem"\ncertificate = "server.pem"\nkey = "server.key"\n'
+        f'clients = ["other.test", "{allowed}"]\n'
+    )
+    made = Policy.read(config)
     assert [o.verdict for o in shake(made, MUTUAL)] == [Verdict.OK, Verdict.OK]
+
+
+def test_a_client_is_not_let_in_by_a_common_name(authority):
+    authority.issue_by_common_name("client", "client.test")
+    assert str(shake(both(authority), MUTUAL)[1].peer) == "a certificate without names"
+    _, server = shake(both(authority, server={"clients": ("client.test",)}), MUTUAL)
+    assert server.verdict is Verdict.DENIED
+    assert "a certificate without names is none of those allowed" in server.detail
 
 
 def test_revocation_lists_that_name_nobody_here(authority):
@@ -759,11 +775,70 @@ def test_a_reload_takes_the_new_and_keeps_the_old_where_it_is_wrong(authority, t
     assert "reload failed, everything stays as it was: a hole in the file" in said
 
 
+def test_a_reload_sees_what_is_new_in_a_file_of_the_same_name(authority, tmp_path):
+    config = tmp_path / "nfs-tls.toml"
+    config.write_text(
+        '[client]\nca = "ca.pem"\ncrl = "crl.pem"\n'
+        '[server]\ncertificate = "server.pem"\nkey = "server.key"\n'
+    )
+    authority.revoke()
+
+    async def run():
+        reading = Running(Policy.read(config), reload=lambda: Policy.read(config))
+        async with reading as running:
+
+            async def shown() -> tuple[Verdict, str]:
+                ends = upcalls()
+                running.kernel.ring(*ends)
+                answers = await running.answered(running.kernel.told + 2)
+                (line,) = (line for line in running.said[-2:] if line.startswith("client"))
+                return answers[ends[0].fd][0], line
+
+            assert (await shown())[0] is Verdict.OK
+            authority.issue("server", "localhost", "renewed.test")
+            assert "renewed.test" not in (await shown())[1]
+            running.daemon.reload()
+            assert "peer=localhost,renewed.test:" in (await shown())[1]
+            authority.revoke(authority.place / "server.pem")
+            assert (await shown())[0] is Verdict.OK
+            running.daemon.reload()
+            verdict, line = await shown()
+            assert verdict is Verdict.DENIED
+            assert "revoked" in line
+            assert running.said.count("reloaded") == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("role", [1, 2], ids=["client", "server"])
+def test_the_kernel_says_how_long_it_may_take(authority, role):
+    """In milliseconds, of which a tenth is left for the answer."""
+
+    async def run():
+        async with Running(both(authority)) as running:
+            near, far = upcalls()
+            running.kernel.ring(Upcall(near.fd, role, 1, 300, "localhost"))
+            answers = await running.answered(1)
+            assert answers[near.fd] == (Verdict.TRY_AGAIN, ())
+            os.close(far.fd)
+            return running.said
+
+    assert ": try again: not over after 0.27 s (" in asyncio.run(run())[0]
+
+
 class FakeKeyring:
-    """Keys by their numbers."""
+    """Keys by their numbers; those with a number below 100 are in the keyring 0."""
 
     def __init__(self, **keys: tuple[str, bytes]) -> None:
         self.keys = {int(number[1:]): key for number, key in keys.items()}
+        self.borrowed: list[int] = []
+        self.given_back: list[int] = []
+
+    def borrow(self, keyring):
+        self.borrowed.append(keyring)
+
+    def give_back(self, keyring):
+        self.given_back.append(keyring)
 
     def read(self, serial):
         if serial not in self.keys:
@@ -774,8 +849,10 @@ class FakeKeyring:
         self.read(serial)
         return self.keys[serial][0]
 
-    def search(self, _kind, description):
-        return next((n for n, (name, _) in self.keys.items() if name == description), None)
+    def search(self, _kind, description, keyring):
+        within = range(100) if keyring == PROCESS_KEYRING else range(keyring, keyring + 100)
+        named = (n for n, (name, _) in self.keys.items() if name == description)
+        return next((n for n in named if n in within), None)
 
 
 def der(path) -> bytes:
@@ -805,6 +882,7 @@ def test_the_mounts_own_certificate_comes_from_the_keyring(authority):
             return running.said
 
     said = asyncio.run(run())
+    assert len(said) == 3
     assert [line for line in said if line.startswith("server") and "peer=mount.test" in line]
     assert "no such key" in said[-1]
 
@@ -821,8 +899,50 @@ def test_shared_keys_come_from_the_keyring(authority):
             running.kernel.ring(client, server)
             answers = await running.answered(2)
             assert answers == {near.fd: (Verdict.OK, (7,)), far.fd: (Verdict.OK, (7,))}
+            return running.said
+
+    said = asyncio.run(run())
+    assert len(said) == 2  # a line for each handshake, what could not be read included
+    assert [line for line in said if "tx=software rx=software; key 8: keyctl_read: no such" in line]
+    assert not keyring.borrowed
+
+
+@needs_psk
+def test_a_shared_key_is_looked_up_in_the_keyring_that_the_kernel_names(authority):
+    """Of two consumers each finds its own key, and both keyrings are given back."""
+    name = "NVMe0R01 a b"
+    keyring = FakeKeyring(_7=(name, bytes(32)), _207=(name, b"\1" * 32), _307=(name, b"\2" * 32))
+
+    async def run():
+        async with Running(both(authority), keyring=keyring) as running:
+            for serial in (200, 300):
+                near, far = upcalls()
+                client = Upcall(near.fd, 1, 2, 0, None, (serial + 7,))
+                server = Upcall(far.fd, 2, 2, keyring=serial)
+                running.kernel.ring(client, server)
+                answers = await running.answered(running.kernel.told + 2)
+                assert answers[far.fd] == (Verdict.OK, (serial + 7,)), running.said
 
     asyncio.run(run())
+    assert keyring.borrowed == keyring.given_back == [200, 300]
+
+
+def test_the_requests_keyring_is_given_back_whatever_happens(authority, monkeypatch):
+    async def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(daemon_module, "shake_hands", broken)
+    keyring = FakeKeyring()
+
+    async def run():
+        async with Running(both(authority), keyring=keyring) as running:
+            near, far = upcalls()
+            os.close(far.fd)
+            running.kernel.ring(Upcall(near.fd, 1, 1, 0, "localhost", keyring=5))
+            await running.answered(1)
+
+    asyncio.run(run())
+    assert keyring.borrowed == keyring.given_back == [5]
 
 
 # ---- systemd -----------------------------------------------------------------------------------

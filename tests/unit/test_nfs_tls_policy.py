@@ -74,6 +74,8 @@ def test_every_option_is_read(tmp_path):
         ("client = 1", "must be a table"),
         ("[klient]", "unknown: klient"),
         ("[client]\nca = 1", "ca must be the name of a file"),
+        ("[client]\nca = ''", "ca must be the name of a file"),
+        ('[client]\nca = "a\\u0000b"', "ca must be the name of a file"),
         ("[client]\nclients = []", "clients is not known"),
         ("[client]\nnonsense = 1", "nonsense is not known"),
         ("[client]\nkey = 'k'", "key is nothing without certificate"),
@@ -94,6 +96,13 @@ def test_a_wrong_file_is_told_with_its_name(tmp_path, text, complaint):
     with pytest.raises(ConfigurationError, match=complaint) as caught:
         policy.read_settings(config)
     assert str(config) in str(caught.value)
+
+
+def test_what_is_no_utf_8_is_told_with_its_name(tmp_path):
+    config = write(tmp_path, "")
+    config.write_bytes(b'[client]\nca = "\xff"\n')
+    with pytest.raises(ConfigurationError, match=r"nfs-tls\.toml: .*utf-8"):
+        policy.read_settings(config)
 
 
 def test_a_missing_file_is_told_with_its_name(tmp_path):
