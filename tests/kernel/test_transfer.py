@@ -19,7 +19,7 @@ from pyktls import InvalidType, InvalidValue, linux
 from pyktls.ciphers import TLS_1_3
 from support import kernel, records, tls
 from support.kernel import ONE_OF_EACH, SUITES, TIMEOUT, Background, pattern, suite_id
-from support.selftest import kernel_version
+from support.selftest import kernel_version, wait_queued
 
 over_suites = pytest.mark.parametrize("suite", SUITES, ids=suite_id)
 over_versions = pytest.mark.parametrize("suite", ONE_OF_EACH, ids=suite_id)
@@ -559,6 +559,35 @@ def test_splice_to_waits_for_data_and_for_room(pipe):
             while not drained.endswith(b"more"):
                 drained += os.read(out, 65536)
         assert moving.result() == 4
+
+
+def test_splice_to_waits_for_the_rest_of_a_record(pipe, monkeypatch):
+    """Linux before 6.5 says POLLIN for a part of one: that shall not keep the processor busy."""
+    out, into = pipe
+    calls = []
+    splice = linux.splice_to_pipe
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return splice(*arguments)
+
+    monkeypatch.setattr(linux, "splice_to_pipe", counted)
+    with kernel.wired(kernel.suite(TLS_1_3)) as (sock, wire):
+        record = wire.seal(DATA, b"whole")
+        wire.raw(record[:-1])
+        wait_queued(sock, len(record) - 1)
+        sock.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            sock.splice_to(into, 100)
+        assert len(calls) < 200  # a pause of 15 ms, after some shorter ones
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.splice_to(into, 100)
+        sock.settimeout(TIMEOUT)
+        with Background(sock.splice_to, into, 100) as moving:
+            wire.raw(record[-1:])
+        assert moving.result() == 5
+        assert os.read(out, 100) == b"whole"
 
 
 def test_what_openssl_had_decrypted_comes_first(pipe):

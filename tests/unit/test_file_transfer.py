@@ -1,8 +1,10 @@
-"""How files are sent when TCP does not tell that nobody receives them, without a kernel's TLS."""
+"""Files and pipes without a kernel's TLS: what the kernel may say, and what is made of it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket
 import struct
 import time
@@ -10,7 +12,8 @@ from typing import ClassVar
 
 import pytest
 
-from pyktls import _records, file_transfer
+from pyktls import _records, file_transfer, linux
+from pyktls.record_layer import NO_WAIT
 from pyktls.running_system import system
 from support import tls
 from support.kernel import TIMEOUT
@@ -154,3 +157,95 @@ def test_who_has_ended_in_good_order_is_not_gone():
         near.shutdown(socket.SHUT_WR)
         assert far.recv(1) == b""
         until_gone(near)
+
+
+# ---- splice ----------------------------------------------------------------------------------
+
+
+class Receiving:
+    """What splice_to asks of a RecordLayer, of which poll says that there is something to read."""
+
+    incoming = type("Incoming", (), {"in_kernel": True})
+    leftover = b""
+    receive_ended = False
+
+    def __init__(self, sock, timeout):
+        self.sock, self.timeout = sock, timeout
+
+    @contextlib.contextmanager
+    def receiving(self):
+        yield _records.Deadline(self.timeout)
+
+    def raise_again(self):
+        pass
+
+    def descriptor(self):
+        return self.sock.fileno()
+
+    def data_arrives(self, size):
+        assert size == 4
+
+
+@pytest.fixture
+def part_of_a_record(monkeypatch):
+    """A socket with a part of a record, of which Linux before 6.5 says POLLIN, and a pipe.
+
+    ``calls`` has the time of each splice(2); from the number ``complete`` on they move something.
+    """
+
+    class World:
+        calls: ClassVar[list[float]] = []
+        complete: float = float("inf")
+
+    def splice(*_):
+        World.calls.append(time.monotonic())
+        if len(World.calls) < World.complete:
+            raise BlockingIOError(errno.EAGAIN, "splice: no")
+        return 4
+
+    monkeypatch.setattr(linux, "splice_to_pipe", splice)
+    near, far = tls.tcp_pair()
+    World.out, World.into = os.pipe()
+    with near, far:
+        far.sendall(b"part")
+        _records.wait_readable(near.fileno(), _records.Deadline(TIMEOUT))
+        World.near = near
+        yield World
+    os.close(World.out)
+    os.close(World.into)
+
+
+@linux_only
+@pytest.mark.parametrize("timeout", [None, TIMEOUT])
+def test_a_peer_that_stops_within_a_record_does_not_keep_the_processor_busy(
+    part_of_a_record, timeout
+):
+    part_of_a_record.complete = 12
+    assert (
+        file_transfer.splice_to(
+            Receiving(part_of_a_record.near, timeout), part_of_a_record.into, 100
+        )
+        == 4
+    )
+    calls = part_of_a_record.calls
+    pauses = [after - before for before, after in zip(calls, calls[1:], strict=False)]
+    # The first call may just have come too early; then ever longer, up to 15 ms.
+    assert len(pauses) == 11
+    for pause, least in zip(pauses, (0, 0.001, 0.003, 0.007, *[0.015] * 7), strict=True):
+        assert pause >= least
+
+
+@linux_only
+def test_the_pause_ends_with_the_timeout(part_of_a_record):
+    with pytest.raises(TimeoutError):
+        file_transfer.splice_to(Receiving(part_of_a_record.near, 0.02), part_of_a_record.into, 100)
+
+
+@linux_only
+def test_a_part_of_a_record_does_not_hold_up_a_call_that_is_not_to_wait(part_of_a_record):
+    part_of_a_record.complete = 1000  # should it ask again
+    with pytest.raises(BlockingIOError, match="splice: no"):
+        file_transfer.splice_to(
+            Receiving(part_of_a_record.near, NO_WAIT), part_of_a_record.into, 100
+        )
+    assert len(part_of_a_record.calls) == 1
