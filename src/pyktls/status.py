@@ -7,7 +7,7 @@ import errno
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from . import freebsd, linux
 from ._kernel import lib
@@ -142,9 +142,8 @@ def _ask_linux(sock: socket.socket | SocketLike) -> Status:
     version, cipher_type = next(iter(found.values()))
     modes = dict.fromkeys(found, Mode.KERNEL)
     try:
-        # An SSLSocket's own getpeername is fine, but its methods may want a handshake.
-        info = ulp_info(cast("socket.socket", sock))
-    except (OSError, ssl.SSLError):
+        info = ulp_info(fd)
+    except OSError:
         info = None
     if info is not None:
         for direction, conf in ((Direction.TX, info.tx_conf), (Direction.RX, info.rx_conf)):

@@ -141,6 +141,16 @@ def test_a_socket_that_is_bound_to_an_interface(tcp):
     assert pyktls.status(tcp[0]).tx is Mode.SOFTWARE
 
 
+def test_what_is_a_socket_by_fileno_and_getsockopt_alone(tcp):
+    class Least:
+        fileno, getsockopt = tcp[0].fileno, tcp[0].getsockopt
+
+    session, _ = kernel.sessions(SUITE)
+    pyktls.install(tcp[0], session)
+    assert pyktls.status(Least()) == pyktls.status(tcp[0])
+    assert pyktls.status(Least()).tx is Mode.SOFTWARE
+
+
 def test_sockets_that_have_no_such_protocol():
     with socket.socket() as unconnected:
         assert pyktls.status(unconnected) == NOTHING

@@ -193,6 +193,29 @@ def test_the_question_names_exactly_this_connection(plays: Any, sock: socket.soc
     assert kernel.closed == kernel.opened == 1
 
 
+def test_a_descriptor_will_do_and_nothing_happens_to_the_socket(
+    plays: Any, sock: socket.socket
+) -> None:
+    kernel = plays([Datagram(reply(diag(), flags=0))], [Datagram(reply(diag(), flags=0))])
+    sock_diag.ulp_info(sock)
+    sock.setblocking(True)
+    socket.setdefaulttimeout(5.0)
+    try:
+        sock_diag.ulp_info(sock.fileno())
+    finally:
+        socket.setdefaulttimeout(None)
+    assert os.get_blocking(sock.fileno())
+    asked, again = (request[16:] for request in kernel.requests)
+    assert asked == again
+
+
+def test_what_is_no_socket() -> None:
+    with open(os.devnull) as file, pytest.raises(OSError, match="getsockname"):  # noqa: PTH123
+        sock_diag.ulp_info(file)
+    with socket.socket() as unconnected, pytest.raises(OSError):
+        sock_diag.ulp_info(unconnected)
+
+
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
@@ -725,6 +748,26 @@ def test_status_believes_the_socket_that_it_has_keys(
 ) -> None:
     status = ask_status(monkeypatch, UlpInfo("tls", TLS_1_3, 51, conf, 2))
     assert (status.tx, status.rx) == (Mode.KERNEL, Mode.SOFTWARE)
+
+
+class Least:
+    """All that pyktls.SocketLike asks for."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.fileno = sock.fileno
+        self.getsockopt = sock.getsockopt
+
+
+def test_status_asks_for_no_more_than_it_says(
+    monkeypatch: pytest.MonkeyPatch, plays: Any, sock: socket.socket
+) -> None:
+    monkeypatch.setattr(linux, "get_ulp", lambda _: b"tls")
+    monkeypatch.setattr(linux, "get_version_and_cipher", lambda *_: (TLS_1_3, 51))
+    monkeypatch.setattr(linux.system, "directions", lambda _: list(pyktls.Direction))
+    kernel = plays([Datagram(reply(diag(), flags=0))])
+    status = pyktls.status(Least(sock))
+    assert (status.tx, status.rx) == (Mode.SOFTWARE, Mode.SOFTWARE)
+    assert struct.pack("!HH", sock.getsockname()[1], sock.getpeername()[1]) in kernel.requests[0]
 
 
 def test_the_reference_to_values_is_ours() -> None:

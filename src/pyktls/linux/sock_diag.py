@@ -13,6 +13,7 @@ there, and a reply that makes no sense is an OSError (EPROTO).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -23,12 +24,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pyktls._kernel import lib
 from pyktls.errors import syscall_error
-from pyktls.socket_calls import loopback_pair
+from pyktls.socket_calls import descriptor, loopback_pair
 
 from .ulp import set_ulp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pyktls.socket_calls import HasFileno
 
 __all__ = ["Connection", "UlpInfo", "connections", "is_told", "ulp_info"]
 
@@ -135,20 +138,39 @@ def _request_for(family: int, states: int, identity: bytes) -> bytes:
     return head + identity + _NO_COOKIE
 
 
-def _request_one(sock: socket.socket) -> bytes:
-    """The request that names exactly this connection."""
-    near, far = sock.getsockname(), sock.getpeername()
-    addresses = b"".join(
-        socket.inet_pton(sock.family, address[0].partition("%")[0]).ljust(16, b"\0")
-        for address in (near, far)
-    )
-    # The kernel compares the interface too: for a socket that is bound to one, 0 finds nothing.
+@contextlib.contextmanager
+def _plain(fd: int) -> Iterator[socket.socket]:
+    """A socket object with no methods but the usual ones, and with a descriptor of its own."""
     try:
-        interface = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX)
-    except OSError:
-        interface = near[3] if sock.family == socket.AF_INET6 else 0
-    identity = struct.pack("!HH", near[1], far[1]) + addresses + struct.pack("=I", interface)
-    return _request_for(sock.family, _ALL_STATES, identity)
+        other = os.dup(fd)
+    except OSError as e:
+        raise syscall_error(e.errno or errno.EBADF, "dup") from e
+    try:
+        # SOCK_NONBLOCK: otherwise the object makes the connection a non-blocking one where
+        # socket.setdefaulttimeout has been used.
+        sock = socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=other)
+    except OSError as e:
+        os.close(other)
+        raise syscall_error(e.errno or errno.ENOTSOCK, "getsockname") from e
+    with sock:
+        yield sock
+
+
+def _request_one(fd: int) -> bytes:
+    """The request that names exactly this connection."""
+    with _plain(fd) as sock:
+        near, far = sock.getsockname(), sock.getpeername()
+        addresses = b"".join(
+            socket.inet_pton(sock.family, address[0].partition("%")[0]).ljust(16, b"\0")
+            for address in (near, far)
+        )
+        # The kernel compares the interface too: for a socket that is bound to one, 0 finds nothing.
+        try:
+            interface = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX)
+        except OSError:
+            interface = near[3] if sock.family == socket.AF_INET6 else 0
+        identity = struct.pack("!HH", near[1], far[1]) + addresses + struct.pack("=I", interface)
+        return _request_for(sock.family, _ALL_STATES, identity)
 
 
 def _request_all(family: int) -> bytes:
@@ -325,14 +347,14 @@ def _ask(request: bytes, parse: Callable[[memoryview], T], *, dump: bool) -> lis
     )
 
 
-def ulp_info(sock: socket.socket) -> UlpInfo | None:
+def ulp_info(sock: HasFileno | int) -> UlpInfo | None:
     """What the kernel reports of this connection's upper layer protocol.
 
     None where it reports nothing: none is attached, or it does not tell this caller.  Raises
     OSError where the question cannot be asked (ENOENT: the socket is of another network
     namespace; EPROTONOSUPPORT or EACCES: no netlink here).
     """
-    found = _ask(_request_one(sock), _parse_ulp_of, dump=False)
+    found = _ask(_request_one(descriptor(sock)), _parse_ulp_of, dump=False)
     return found[0] if found else None
 
 
