@@ -45,9 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for option, choose in ((config.option.tests, divide), (config.option.variants, sample)):
         if option is not None:
-            kept = choose(items, *option, name_of=lambda item: item.nodeid)
+            kept = set(choose(items, *option, name_of=lambda item: item.nodeid))
+            if choose is divide:
+                kept.update(item for item in items if item.get_closest_marker("every_kernel"))
             config.hook.pytest_deselected(items=list(set(items).difference(kept)))
-            items[:] = kept
+            items[:] = [item for item in items if item in kept]
     wants = {
         HERE / "kernel": True,
         HERE / "interop": True,

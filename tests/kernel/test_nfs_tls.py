@@ -15,6 +15,8 @@ from nfs_tls.upcall import HandshakeUpcall, UpcallError
 from support import nfs
 from support.authority import Authority
 
+pytestmark = pytest.mark.every_kernel
+
 
 def has_upcall() -> bool:
     release = os.uname().release.split("-")[0].split("+")[0].split(".")
