@@ -64,7 +64,7 @@ class FreeBSDCipher:
     """How FreeBSD names a cipher (``sys/opencrypto/cryptodev.h``).
 
     ``auth_algorithm`` is the HMAC that goes with AES-CBC, 0 for an AEAD.  ``since`` is as in
-    ``LinuxCipher``: the release from which both directions work, sending may be older.
+    ``LinuxCipher``; where receiving came later, the release follows in brackets.
     """
 
     algorithm: int
@@ -143,12 +143,12 @@ _NO_LIMIT = None
 _AES_128_GCM = AEAD(
     "AES_128_GCM", 16, 16, 4, 8, _GCM_LIMIT,
     linux=LinuxCipher(51, "4.13"),
-    freebsd=FreeBSDCipher(25, 0, "13.0 (TLS 1.3: 14.0)"),
+    freebsd=FreeBSDCipher(25, 0, "13.0 (receiving TLS 1.3: 14.0)"),
 )  # fmt: skip
 _AES_256_GCM = AEAD(
     "AES_256_GCM", 32, 16, 4, 8, _GCM_LIMIT,
     linux=LinuxCipher(52, "5.1"),
-    freebsd=FreeBSDCipher(25, 0, "13.0 (TLS 1.3: 14.0)"),
+    freebsd=FreeBSDCipher(25, 0, "13.0 (receiving TLS 1.3: 14.0)"),
 )  # fmt: skip
 _AES_128_CCM = AEAD(
     "AES_128_CCM", 16, 16, 4, 8, _CCM_LIMIT,
@@ -178,23 +178,23 @@ _ARIA_256_GCM = AEAD(
 # RFC 5246 section 6.2.3.2: the IV is sent; the MAC keys have the length of the hash.
 _AES_128_CBC_SHA = AEAD(
     "AES_128_CBC_SHA", 16, 20, 0, 16, _GCM_LIMIT, 20,
-    freebsd=FreeBSDCipher(11, 7, "14.0"),
+    freebsd=FreeBSDCipher(11, 7, "13.0 (receiving: 14.0)"),
 )  # fmt: skip
 _AES_256_CBC_SHA = AEAD(
     "AES_256_CBC_SHA", 32, 20, 0, 16, _GCM_LIMIT, 20,
-    freebsd=FreeBSDCipher(11, 7, "14.0"),
+    freebsd=FreeBSDCipher(11, 7, "13.0 (receiving: 14.0)"),
 )  # fmt: skip
 _AES_128_CBC_SHA256 = AEAD(
     "AES_128_CBC_SHA256", 16, 32, 0, 16, _GCM_LIMIT, 32,
-    freebsd=FreeBSDCipher(11, 18, "14.0"),
+    freebsd=FreeBSDCipher(11, 18, "13.0 (receiving: 14.0)"),
 )  # fmt: skip
 _AES_256_CBC_SHA256 = AEAD(
     "AES_256_CBC_SHA256", 32, 32, 0, 16, _GCM_LIMIT, 32,
-    freebsd=FreeBSDCipher(11, 18, "14.0"),
+    freebsd=FreeBSDCipher(11, 18, "13.0 (receiving: 14.0)"),
 )  # fmt: skip
 _AES_256_CBC_SHA384 = AEAD(
     "AES_256_CBC_SHA384", 32, 48, 0, 16, _GCM_LIMIT, 48,
-    freebsd=FreeBSDCipher(11, 19, "14.0"),
+    freebsd=FreeBSDCipher(11, 19, "13.0 (receiving: 14.0)"),
 )  # fmt: skip
 
 AEADS: tuple[AEAD, ...] = (

@@ -19,6 +19,9 @@ Reading needs care on a socket whose receiving half is in the kernel:
   call that ends it;
 * after an error the next read may block for ever, and ``EBADMSG`` comes after a later good record.
 
+``recv_record`` and ``send_record`` keep to the timeout of a socket object, and are taken up again
+after a signal (PEP 475); with a bare descriptor a non-blocking call raises BlockingIOError.
+
 The part that ``pyktls.install`` uses stands at the end, as in ``linux/system.py``.
 """
 
@@ -28,12 +31,13 @@ import errno
 import functools
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import arguments
+from . import _records, arguments
 from ._kernel import ffi, lib
-from .ciphers import AEAD, AEADS, TLS_1_2, TLS_1_3
+from .ciphers import AEAD, AEADS, NONCE_LENGTH, TLS_1_2, TLS_1_3
 from .errors import HandoffRefused, InvalidType, InvalidValue, Unavailable, syscall_error
 from .protocol import Direction
 from .socket_calls import descriptor, loopback_pair
@@ -132,7 +136,6 @@ LAYOUTS: dict[str, dict[str, tuple[int, int]]] = {
 
 _TLS_1_0 = 0x0301
 _VERSIONS = {_TLS_1_0: "TLS 1.0", 0x0302: "TLS 1.1", TLS_1_2: "TLS 1.2", TLS_1_3: "TLS 1.3"}
-_MAC_KEY_LENGTHS = {CRYPTO_SHA1_HMAC: 20, CRYPTO_SHA2_256_HMAC: 32, CRYPTO_SHA2_384_HMAC: 48}
 _ENABLE_NAMES = {TCP_TXTLS_ENABLE: "TCP_TXTLS_ENABLE", TCP_RXTLS_ENABLE: "TCP_RXTLS_ENABLE"}
 _MODE_NAMES = {TCP_TXTLS_MODE: "TCP_TXTLS_MODE", TCP_RXTLS_MODE: "TCP_RXTLS_MODE"}
 _GATE = "kern.ipc.tls.enable"
@@ -146,18 +149,43 @@ def _only_on_freebsd() -> None:
 # ---- keys ------------------------------------------------------------------------------------
 
 
-def _iv_length(version: int, algorithm: int) -> int:
+def _rows(version: int, cipher_algorithm: int, auth_algorithm: int) -> tuple[AEAD, set[int]]:
+    """A row of the cipher table with these numbers, and the lengths of key that the cipher has.
+
+    The kernel takes each length with each HMAC, also where no suite has the two together.
+    """
+    if version not in _VERSIONS:
+        raise InvalidValue(f"version must be from 0x0301 to 0x0304, not {version:#06x}")
+    rows = {
+        aead: aead.freebsd.auth_algorithm
+        for aead in AEADS
+        if aead.freebsd is not None and aead.freebsd.algorithm == cipher_algorithm
+    }
+    for aead, hmac in rows.items():
+        if hmac == auth_algorithm and _goes_with(version, aead, hmac):
+            return aead, {row.key_length for row in rows}
+    if not rows:
+        raise InvalidValue(f"cipher_algorithm {cipher_algorithm} is not one that the kernel has")
+    name = "an AEAD" if 0 in rows.values() else "AES-CBC"
+    raise InvalidValue(
+        f"{name} does not go with auth_algorithm {auth_algorithm} in {_VERSIONS[version]}"
+    )
+
+
+def _goes_with(version: int, aead: AEAD, hmac: int) -> bool:
+    """Whether that version of TLS has the cipher (RFC 2246, 4346, 5246 and 8446)."""
+    if not aead.mac_key_length:
+        return version >= TLS_1_2
+    return version == TLS_1_2 or (version < TLS_1_2 and hmac == CRYPTO_SHA1_HMAC)
+
+
+def _iv_length(version: int, aead: AEAD) -> int:
     """Bytes of IV that the kernel wants for a cipher in a version."""
-    length: int
-    if algorithm == CRYPTO_AES_NIST_GCM_16:
-        # TLS 1.2: the implicit part.  The kernel makes the explicit one, and sends it along.
-        length = lib.TLS_1_3_GCM_IV_LEN if version == TLS_1_3 else lib.TLS_AEAD_GCM_LEN
-    elif algorithm == CRYPTO_CHACHA20_POLY1305:
-        length = lib.TLS_CHACHA20_IV_LEN
-    else:
-        # AES-CBC chains in TLS 1.0; later every record brings its own.
-        length = lib.TLS_CBC_IMPLICIT_IV_LEN if version == _TLS_1_0 else 0
-    return length
+    if version == TLS_1_3:
+        return NONCE_LENGTH
+    # AES-CBC chains in TLS 1.0, with the IV that later every record brings.  In TLS 1.2 the kernel
+    # makes AES-GCM's explicit part of the nonce, and sends it along.
+    return aead.explicit_nonce_length if version == _TLS_1_0 else aead.implicit_iv_length
 
 
 class TLSEnable:
@@ -215,16 +243,14 @@ class TLSEnable:
         ):
             if not isinstance(number, int) or isinstance(number, bool):
                 raise InvalidType(f"{name} must be an int, not {type(number).__name__}")
-        _check_suite(version, cipher_algorithm, auth_algorithm)
-        mac_length = _MAC_KEY_LENGTHS[auth_algorithm] if auth_algorithm else 0
-        key_lengths = (32,) if cipher_algorithm == CRYPTO_CHACHA20_POLY1305 else (16, 32)
+        aead, key_lengths = _rows(version, cipher_algorithm, auth_algorithm)
         for name, value, lengths in (
             ("key", key, key_lengths),
-            ("iv", iv, (_iv_length(version, cipher_algorithm),)),
-            ("auth_key", auth_key, (mac_length,)),
+            ("iv", iv, {_iv_length(version, aead)}),
+            ("auth_key", auth_key, {aead.mac_key_length}),
         ):
             if len(value) not in lengths:
-                wanted = " or ".join(map(str, lengths))
+                wanted = " or ".join(map(str, sorted(lengths)))
                 raise InvalidValue(f"{name} must be {wanted} bytes here, not {len(value)}")
         if not 0 <= rec_seq < 2**64 - 1:
             raise InvalidValue(
@@ -298,24 +324,6 @@ class TLSEnable:
 
     def __reduce__(self) -> NoReturn:
         raise InvalidType("a TLSEnable cannot be pickled or copied: it holds secrets")
-
-
-def _check_suite(version: int, cipher_algorithm: int, auth_algorithm: int) -> None:
-    if version not in _VERSIONS:
-        raise InvalidValue(f"version must be from 0x0301 to 0x0304, not {version:#06x}")
-    if cipher_algorithm == CRYPTO_AES_CBC:
-        hashes = set(_MAC_KEY_LENGTHS) if version == TLS_1_2 else {CRYPTO_SHA1_HMAC}
-        if version == TLS_1_3 or auth_algorithm not in hashes:
-            raise InvalidValue(
-                f"AES-CBC does not go with auth_algorithm {auth_algorithm} in {_VERSIONS[version]}"
-            )
-    elif cipher_algorithm in {CRYPTO_AES_NIST_GCM_16, CRYPTO_CHACHA20_POLY1305}:
-        if version < TLS_1_2 or auth_algorithm:
-            raise InvalidValue(
-                f"an AEAD does not go with auth_algorithm {auth_algorithm} in {_VERSIONS[version]}"
-            )
-    else:
-        raise InvalidValue(f"cipher_algorithm {cipher_algorithm} is not one that the kernel has")
 
 
 def set_tls_enable(sock: HasFileno | int, direction: int, info: TLSEnable) -> None:
@@ -414,6 +422,36 @@ class Record:
         return bool(self.flags & socket.MSG_EOR) or self.length == 0
 
 
+def _begin(sock: HasFileno | int, flags: int) -> tuple[int, float | None]:
+    """What both calls begin with: their checks, the descriptor, and the socket's timeout."""
+    arguments.flags(flags)
+    fd = descriptor(sock)
+    _only_on_freebsd()
+    timeout = getattr(sock, "gettimeout", None)
+    return fd, None if timeout is None else timeout()
+
+
+def _repeat(
+    call: Callable[[], int],
+    name: str,
+    wait: Callable[[int, _records.Deadline], None],
+    fd: int,
+    timeout: float | None,
+) -> int:
+    """What ``call`` gives; made again after a signal, and once it can go on within the timeout."""
+    deadline = _records.Deadline(timeout)
+    pause = 0.0
+    while (result := call()) < 0:
+        if result == -errno.EAGAIN and timeout:
+            # poll(2) says ready for less room than a record wants, and after an error for ever.
+            time.sleep(min(pause, deadline.remaining() or 0.0))
+            pause = min(2 * pause + 0.001, 0.015)
+            wait(fd, deadline)
+        elif result != -errno.EINTR:  # a handler that raises has done so (PEP 475)
+            raise syscall_error(-result, name)
+    return result
+
+
 def recv_record(sock: HasFileno | int, size: int, flags: int = 0) -> Record:
     """At most ``size`` bytes of at most one record: recvmsg(2).
 
@@ -422,16 +460,14 @@ def recv_record(sock: HasFileno | int, size: int, flags: int = 0) -> Record:
     it), EINVAL (another version or outer type).  Do not read again after these.
     """
     arguments.integer("size", size, 0, 2**31 - 1, bounds="from 0 to 2**31 - 1")
-    arguments.flags(flags)
-    fd = descriptor(sock)
-    _only_on_freebsd()
+    fd, timeout = _begin(sock, flags)
     buffer = bytearray(size)
     numbers = ffi.new("int[4]")
-    received = lib.pyktls_freebsd_recv(
-        fd, ffi.from_buffer(buffer), size, flags, numbers, numbers + 1, numbers + 2, numbers + 3
+    places = [numbers + i for i in range(4)]
+    call = functools.partial(
+        lib.pyktls_freebsd_recv, fd, ffi.from_buffer(buffer), size, flags, *places
     )
-    if received < 0:
-        raise syscall_error(-received, "recvmsg")
+    received = _repeat(call, "recvmsg", _records.wait_readable, fd, timeout)
     record_type, version, length = (None if n < 0 else n for n in numbers[0:3])
     return Record(bytes(buffer[:received]), record_type, version, length, numbers[3])
 
@@ -446,18 +482,16 @@ def send_record(
     sending), EMSGSIZE (more than the send buffer holds), EAGAIN.
     """
     arguments.integer("record_type", record_type, 1, 255)
-    arguments.flags(flags)
-    fd = descriptor(sock)
-    _only_on_freebsd()
+    fd, timeout = _begin(sock, flags)
     with arguments.buffer_view(data) as view:
         iov = ffi.new("struct iovec *")
         iov.iov_base = base = ffi.from_buffer(view)
         iov.iov_len = len(view)
-        sent: int = lib.pyktls_send_record(fd, iov, 1, flags, record_type)
-        del base
-    if sent < 0:
-        raise syscall_error(-sent, "sendmsg")
-    return sent
+        call = functools.partial(lib.pyktls_send_record, fd, iov, 1, flags, record_type)
+        try:
+            return _repeat(call, "sendmsg", _records.wait_writable, fd, timeout)
+        finally:
+            del base
 
 
 def sendfile(
@@ -590,6 +624,8 @@ def sysctl(name: str) -> int:
     """
     if not isinstance(name, str):
         raise InvalidType(f"name must be a str, not {type(name).__name__}")
+    if not name.isascii() or "\0" in name:
+        raise InvalidValue(f"name must be ASCII without NUL, not {name!a}")
     _only_on_freebsd()
     value = ffi.new("unsigned char[8]")
     size = ffi.new("size_t *", 8)
@@ -689,7 +725,7 @@ def _enable(
         version,
         cipher.algorithm,
         key=key,
-        iv=nonce[: _iv_length(version, cipher.algorithm)],
+        iv=nonce[: _iv_length(version, aead)],
         rec_seq=sequence,
         auth_algorithm=cipher.auth_algorithm,
         auth_key=mac_key,

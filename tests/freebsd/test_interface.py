@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import signal
 import socket
 import struct
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,9 +21,12 @@ from pyktls import _records, linux
 from pyktls import freebsd as system
 from pyktls.errors import InvalidValue, Unavailable
 from pyktls.lowlevel import ffi, lib
+from support.kernel import Background, recv_exactly
 from support.records import read_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Plain
 
 Tcp = tuple[socket.socket, socket.socket]
@@ -55,7 +61,7 @@ def raw_option(sock: socket.socket, option: int, value: Any, size: int) -> int:
 
 
 def next_record(peer: Peer, sock: socket.socket) -> tuple[int, bytes]:
-    return peer.open(read_record(lambda n: sock.recv(n, socket.MSG_WAITALL)))
+    return peer.open(read_record(functools.partial(recv_exactly, sock)))
 
 
 def plain_write(sock: socket.socket, data: bytes, flags: int = 0) -> int:
@@ -550,6 +556,102 @@ def test_a_key_update_is_an_ordinary_record(tcp: Tcp) -> None:
     assert fails(tcp[0]) == errno.EBADMSG
 
 
+# ---- timeouts and signals --------------------------------------------------------------------
+
+
+def later(call: Callable[[], object]) -> Background[object]:
+    def wait_and_call() -> object:
+        time.sleep(0.3)
+        return call()
+
+    return Background(wait_and_call)
+
+
+def test_reading_keeps_to_the_timeout(tcp: Tcp) -> None:
+    peer = enable(tcp[0], RX)
+    record = peer.seal(ALERT, b"\1\0")
+    tcp[1].sendall(record[:-1])
+    tcp[0].settimeout(0.2)
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError, match="timed out"):
+        system.recv_record(tcp[0], 100)
+    assert time.monotonic() - begin >= 0.2
+    tcp[0].settimeout(20)
+    with later(lambda: tcp[1].sendall(record[-1:])):
+        assert system.recv_record(tcp[0], 100).data == b"\1\0"
+    tcp[0].settimeout(0)
+    with pytest.raises(BlockingIOError, match="recvmsg"):
+        system.recv_record(tcp[0], 100)
+    tcp[0].settimeout(20)
+    with pytest.raises(BlockingIOError, match="recvmsg"):
+        system.recv_record(tcp[0].fileno(), 100)  # whose timeout nobody knows
+
+
+def test_sending_keeps_to_the_timeout(tcp: Tcp) -> None:
+    peer = enable(tcp[0], TX)
+    begins: list[float] = []
+
+    def send_until_it_takes_too_long() -> None:
+        while True:
+            begins.append(time.monotonic())
+            system.send_record(tcp[0], bytes(8192), 22)
+
+    tcp[0].settimeout(0.3)
+    with pytest.raises(TimeoutError, match="timed out"):
+        send_until_it_takes_too_long()
+    assert time.monotonic() - begins[-1] >= 0.3
+    with pytest.raises(BlockingIOError, match="sendmsg"):
+        system.send_record(tcp[0].fileno(), bytes(8192), 22)  # whose timeout nobody knows
+    tcp[0].settimeout(20)
+    with later(lambda: [next_record(peer, tcp[1]) for _ in begins]) as received:
+        assert system.send_record(tcp[0], b"it waited", 22) == 9
+        assert received.result()[-1] == (22, b"it waited")
+
+
+@pytest.mark.parametrize("timeout", [None, 20, 0], ids=str)
+def test_what_a_signal_interrupts_is_done_again(fake: Any, tcp: Tcp, timeout: float | None) -> None:
+    peer = enable(tcp[0], TX)
+    system.set_tls_enable(tcp[1], RX, peer.info())
+    for sock in tcp:
+        sock.settimeout(timeout)
+    fake.interruptions = 3
+    assert system.send_record(tcp[0], b"once", 22) == 4
+    assert fake.interruptions == 0
+    _records.wait_readable(tcp[1].fileno(), _records.Deadline(20))
+    fake.interruptions = 3
+    assert system.recv_record(tcp[1], 100).data == b"once"
+    assert fake.interruptions == 0
+
+
+def test_a_signal_handler_runs_while_a_record_is_waited_for(tcp: Tcp) -> None:
+    peer = enable(tcp[0], RX)
+    record = peer.seal(APP, b"from the handler")
+    before = signal.signal(signal.SIGALRM, lambda *_: tcp[1].sendall(record))
+    try:
+        for timeout in (None, 20):
+            tcp[0].settimeout(timeout)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            assert system.recv_record(tcp[0], 100).data == b"from the handler"
+            record = peer.seal(APP, b"from the handler")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_waiting_in_vain_leaves_the_processor_alone(fake: Any, tcp: Tcp) -> None:
+    """After a fatal error poll(2) says for ever that there is something to read."""
+    peer = enable(tcp[0], RX)
+    record = bytearray(peer.seal(APP, b"x" * 64))
+    record[2] ^= 1
+    tcp[1].sendall(record)
+    assert fails(tcp[0]) == errno.EINVAL
+    tcp[0].settimeout(0.3)
+    fake.calls.clear()
+    with pytest.raises(TimeoutError):
+        system.recv_record(tcp[0], 100)
+    assert fake.calls.count("receive") < 60
+
+
 # ---- sendfile --------------------------------------------------------------------------------
 
 
@@ -624,6 +726,12 @@ def test_gates_where_nothing_may_be_asked(fake: Any) -> None:
     assert set(system.gates().values()) == {None}
     with pytest.raises(PermissionError, match=r"sysctlbyname\(kern.ipc.tls.enable\)"):
         system.sysctl("kern.ipc.tls.enable")
+
+
+@pytest.mark.parametrize("name", ["kern.ipc.tls.enable\0.nothing", "kern.\udc80"])
+def test_what_cannot_be_the_name_of_a_sysctl(name: str) -> None:
+    with pytest.raises(InvalidValue, match=r"^name must be ASCII without NUL, not 'kern\."):
+        system.sysctl(name)
 
 
 def test_an_unknown_sysctl() -> None:

@@ -223,6 +223,19 @@ class TestAgainstFreeBSD:
         if mac:  # RFC 5246 section 6.2.3.2: a block of IV is sent
             assert (aead.implicit_iv_length, aead.explicit_nonce_length) == (0, 16)
 
+    def test_releases(self) -> None:
+        gcm, cbc = "13.0 (receiving TLS 1.3: 14.0)", "13.0 (receiving: 14.0)"
+        assert {aead.name: aead.freebsd.since for aead in AEADS if aead.freebsd} == {
+            "AES_128_GCM": gcm,
+            "AES_256_GCM": gcm,
+            "CHACHA20_POLY1305": "14.0",
+            "AES_128_CBC_SHA": cbc,
+            "AES_256_CBC_SHA": cbc,
+            "AES_128_CBC_SHA256": cbc,
+            "AES_256_CBC_SHA256": cbc,
+            "AES_256_CBC_SHA384": cbc,
+        }
+
 
 class TestLimits:
     def test_gcm(self) -> None:

@@ -225,6 +225,9 @@ def test_calls_on_another_system(call: Any) -> None:
         (lambda s: freebsd.sendfile(s, s, 0, 2**63), InvalidValue),
         (lambda s: freebsd.sendfile(s, s, "0"), InvalidType),
         (lambda _: freebsd.sysctl(b"kern"), InvalidType),
+        (lambda _: freebsd.sysctl("kern.ipc.tls.enable\0.other"), InvalidValue),
+        (lambda _: freebsd.sysctl("kern.\udcff"), InvalidValue),
+        (lambda _: freebsd.sysctl("kern.ü"), InvalidValue),
     ],
 )
 def test_wrong_arguments_come_first(call: Any, kind: type[Exception]) -> None:

@@ -106,6 +106,7 @@ class Kernel:
         self.capability_mode = False
         self.broken_promise = False  # says yes to keys and does nothing
         self.blocked_for_ever = 0
+        self.interruptions = 0  # so many of the next calls for records end with EINTR
         self.calls: list[str] = []
         self.sysctls: dict[str, tuple[str, int]] = {
             "kern.ipc.tls.enable": ("?", 1),
@@ -624,6 +625,9 @@ class Kernel:
     def _guarded(self, call: Callable[..., int]) -> Callable[..., int]:
         def guarded(*args: Any) -> int:
             self.calls.append(call.__name__)
+            if self.interruptions and call.__name__ in ("receive", "transmit"):
+                self.interruptions -= 1
+                return -errno.EINTR
             try:
                 return call(*args)
             except Errno as e:
