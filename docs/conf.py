@@ -20,8 +20,6 @@ version = release = pyktls.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
-# index.md may name a page before it is there.  A page that index.md does not name is an error.
-suppress_warnings = ["toc.not_readable"]
 
 html_theme = "furo"
 html_title = f"pyktls {release}"

@@ -7,6 +7,7 @@ import pathlib
 import re
 
 import pytest
+from tests import run
 
 import pyktls
 from pyktls import Cause, freebsd
@@ -80,7 +81,6 @@ def test_entries_are_found():
 
 
 def test_the_index_has_every_page_once():
-    """Sphinx notices a page that it does not have; one that it names may still be to come."""
     toctrees = re.findall(
         r"^```\{toctree\}\n(.*?)^```$", read("index.md"), re.MULTILINE | re.DOTALL
     )
@@ -93,8 +93,8 @@ def test_the_index_has_every_page_once():
         if page.startswith("docs/")
     } - {"index"}
     assert len(set(named)) == len(named)
-    assert there <= set(named)
-    assert set(named) - there <= {"architecture", "command", "deprecation"}
+    assert set(named) == there
+    assert "suppress_warnings" not in read("conf.py")
 
 
 def test_every_link_to_a_file_leads_to_one():
@@ -102,6 +102,37 @@ def test_every_link_to_a_file_leads_to_one():
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+#: How README.md speaks of each file of tests/kernel that runs on one kernel alone.
+ON_ONE_KERNEL = {
+    "bad_input": "random arguments",
+    "benchmarks": "benchmarks",
+    "command": "the command",
+    "cpython_ssl": "CPython's own tests of `ssl`",
+    "demo": "the demo",
+    "examples": "the examples",
+    "module_loading": "privileges",
+    "probe": "the probe",
+    "samples": "the samples of the documentation",
+    "serve": "`pyktls serve`",
+    "serve_clients": "and its clients",
+}
+PARTS = {8: "an eighth", 12: "a twelfth"}
+
+
+def test_the_readme_says_what_make_test_leaves_out():
+    text = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [*ON_ONE_KERNEL] == [
+        re.fullmatch(r"tests/kernel/test_(\w+)\.py", path)[1] for path in run.ON_ONE_KERNEL
+    ]
+    part = text.partition("That is a representative part.")[2].partition("`make test-all`")[0]
+    begin, _, alone = part.partition(f"runs on {run.KERNELS[-1]} alone: ")
+    for words in (*ON_ONE_KERNEL.values(), "other people's TLS", "and NFS"):
+        assert words in alone
+    assert f"On {run.KERNELS[-1]} every kernel test runs but one" in begin
+    assert f"on {' or on '.join(run.KERNELS[:-1])} once more" in begin
+    assert begin.index(PARTS[run.LAST_SHARE]) < begin.index(PARTS[run.OTHERS_SHARE])
 
 
 # ---- tables ----------------------------------------------------------------------------------
