@@ -91,6 +91,7 @@ def run(names: list[str], scale: str, peer: str | None = None, keep: Path | None
             if name in names:
                 say(name)
                 results.tables |= {table.key: table for table in measure(setting)}
+                results.machine |= setting.versions
                 results.failures = setting.failures
                 if name == "receiving" and "records-sent" in results.tables:
                     insert_rates(results)

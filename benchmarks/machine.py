@@ -29,7 +29,7 @@ def describe() -> dict[str, str]:
         "without": " ".join(flag for flag in FLAGS[:10] if flag not in flags and "aes" in flags),
         "clock": "counts instructions" if counted else "time",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "OpenSSL": " ".join(ssl.OPENSSL_VERSION.split()[:2]),
+        "OpenSSL": name_and_number(ssl.OPENSSL_VERSION),
         "pyktls": pyktls.__version__,
     }
     for package in ("aiofastnet",):
@@ -38,6 +38,11 @@ def describe() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return {name: value for name, value in found.items() if value}
+
+
+def name_and_number(openssl: str) -> str:
+    """Of what OpenSSL says of itself: not when it came out, and with which library it is."""
+    return " ".join(openssl.split()[:2])
 
 
 def cpu_flags() -> set[str]:

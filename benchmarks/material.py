@@ -77,6 +77,8 @@ class Setting:
     limit: str  # the C program, empty if there is none
     say: Callable[[str], None]
     certificates: dict[str, str] = field(default_factory=certificates)
+    #: Of other programs that take part, by their names in the tables.
+    versions: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def make_file(self, size: int) -> Path:

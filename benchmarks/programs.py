@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import socket
 import subprocess
@@ -34,6 +35,7 @@ def takes(command: list[str], *options: str) -> bool:
     return all(f" {option} " in done.stdout + done.stderr for option in options)
 
 
+@functools.cache
 def find_openssl(place: str) -> tuple[list[str], str]:
     """The command, and where it finds the files of ``place``; raises Missing."""
     own = shutil.which("openssl")
@@ -49,6 +51,14 @@ def find_openssl(place: str) -> tuple[list[str], str]:
     if not takes(command, "-ktls", "-sendfile"):
         raise Missing("s_server of neither OpenSSL here has -ktls and -sendfile (3.2 has)")
     return command, INSIDE
+
+
+def openssl_version(place: str) -> str:
+    """What the openssl of s_server says of itself."""
+    command, _ = find_openssl(place)
+    return subprocess.run(
+        [*command, "version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @contextlib.contextmanager
@@ -121,4 +131,12 @@ def own_kernel_tls() -> None:
     raise Missing("this kernel has no TLS")
 
 
-__all__ = ["SERVE", "S_SERVER", "free_port", "own_kernel_tls", "s_server", "serve"]
+__all__ = [
+    "SERVE",
+    "S_SERVER",
+    "free_port",
+    "openssl_version",
+    "own_kernel_tls",
+    "s_server",
+    "serve",
+]

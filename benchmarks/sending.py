@@ -7,6 +7,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from .connections import KTLS, LIMIT, NAMES, OTHER, SSL, WRAPPED
+from .machine import name_and_number
 from .material import FILE_NAME, GIB, KIB, MIB
 from .programs import S_SERVER
 from .subjects import attempt
@@ -49,10 +50,13 @@ def connected(
             "end", side="far", role="client", port=port, **common, **far
         ) as other:
             try:
-                one.hear()
+                ready = one.hear()
             except RuntimeError:
                 other.hear()  # it may know why
                 raise
+            if "python" in ready:  # another one than this
+                openssl = name_and_number(ready["openssl"])
+                setting.versions[NAMES[near["way"]]] = f"CPython {ready['python']}, {openssl}"
             other.hear()
             yield one, other
 
@@ -124,6 +128,7 @@ def s_server(setting: Setting, table: Table) -> None:
         "serve", kind="s_server", host=setting.agents.host, **arguments
     ) as server:
         ready = server.hear()
+        setting.versions[S_SERVER] = name_and_number(ready["version"])
         for repeat in range(setting.scale.repeats + 1):
             with setting.agents.far(
                 "end", way=SSL, side="far", role="client", port=ready["port"],

@@ -44,10 +44,12 @@ def run_program(
     programs.own_kernel_tls()
     chain = Path(place) / "chain.pem"
     chain.write_text(material["ecdsa"], encoding="ascii")
-    start = programs.s_server if kind == "s_server" else programs.serve
+    start, version = programs.serve, ""
+    if kind == "s_server":
+        start, version = programs.s_server, programs.openssl_version(place)
     port = programs.free_port(host)
     with start(host, port, place, chain) as process:
-        channel.say(port=port, pid=process.pid)
+        channel.say(port=port, pid=process.pid, version=version)
         with contextlib.suppress(EOFError):
             channel.hear()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import re
+import sys
 import xml.etree.ElementTree as ET
+from typing import Self
 
 import pytest
-from benchmarks import handshakes, material, plot, receiving, report, targets
-from benchmarks.connections import CLASS, KTLS, LIMIT, NAMES, PLAIN, SSL
+from benchmarks import __main__ as main
+from benchmarks import handshakes, material, plot, programs, receiving, report, sending, targets
+from benchmarks.connections import CLASS, KTLS, LIMIT, NAMES, OTHER, PLAIN, SSL
 from benchmarks.servers import AIO, ASYNCIO, FAST_KTLS
 from benchmarks.serving import NAMES as SERVERS
 from benchmarks.tables import Results, Table
@@ -237,6 +241,71 @@ def test_every_plot_on_the_page_is_there():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for name in re.findall(r"!\[.*?\]\((.+?)\)", text):
         ET.parse(ROOT / "docs" / name)  # noqa: S314  (our own)
+
+
+# ---- whose figures they are --------------------------------------------------------------------
+
+
+class Said:
+    """An agent that says what is given, and does what it is told at once."""
+
+    def __init__(self, *messages: dict[str, object]) -> None:
+        self.messages = iter(messages)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def hear(self) -> dict[str, object]:
+        return next(self.messages)
+
+    def tell(self, **_: object) -> None:
+        pass
+
+    def ask(self, **_: object) -> dict[str, object]:
+        return {"cpu": 1, "bytes": material.SMALLEST.bulk}
+
+
+class SaidAgents:
+    """Ends that say what real ones do when they are ready."""
+
+    peer = None
+    host = "127.0.0.1"
+
+    def near(self, job: str, *, way: str = "", **_: object) -> Said:
+        if job == "serve":
+            version = "OpenSSL 3.5.9 2 Feb 2026 (Library: OpenSSL 3.5.9 2 Feb 2026)"
+            return Said({"port": 1, "pid": os.getpid(), "version": version})
+        ready: dict[str, object] = {"ready": True}
+        if way == OTHER:
+            ready |= {"python": "3.15.1", "openssl": "OpenSSL 3.6.5 1 Jan 2026"}
+        return Said({"port": 1}, ready)
+
+    def far(self, _job: str, **_: object) -> Said:
+        return Said({"ready": True}, *[{"cpu": 1}] * 100)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processor time of another process")
+def test_the_versions_of_other_programs_get_onto_the_page(monkeypatch, tmp_path):
+    """They decide about the figures as much as this Python's own does."""
+    monkeypatch.setattr(main, "MEASURES", {"sending": sending.measure})
+    monkeypatch.setattr(main.agents, "Agents", lambda _: SaidAgents())
+    monkeypatch.setattr(main.limit, "build", lambda _: "")
+    kept = tmp_path / "results.json"
+    found = main.run(["sending"], "smallest", keep=kept)
+    assert found.failures == []
+    for made in (found, Results.from_json(kept.read_text())):
+        lines = report.markdown(made).splitlines()
+        assert "- CPython 3.15, `OP_ENABLE_KTLS`: CPython 3.15.1, OpenSSL 3.6.5" in lines
+        assert "- `openssl s_server -ktls -sendfile`: OpenSSL 3.5.9" in lines
+
+
+def test_openssl_is_asked_for_its_version(monkeypatch):
+    echo = [sys.executable, "-c", "import sys; print('OpenSSL', *sys.argv[1:])"]
+    monkeypatch.setattr(programs, "find_openssl", lambda place: ([*echo, place], place))
+    assert programs.openssl_version("here") == "OpenSSL here version"
 
 
 # ---- the plot ----------------------------------------------------------------------------------
