@@ -40,6 +40,7 @@ __all__ = ["examine", "situation", "still_without"]
 Ciphers: TypeAlias = dict[tuple[int, str, Direction], Answer]
 
 _ERRORS = (OSError, Error, ValueError)
+_NEW_CONNECTION = "a new connection before the cipher's limit; ChaCha20-Poly1305 has none"
 _JAILED = "security.jail.jailed"
 
 
@@ -173,26 +174,41 @@ class _Connection(TrialConnection):
         self.expect(SAMPLE[:sent])
         return Answer(True, "a file went through it")
 
+    def msg_eor(self) -> Answer:
+        try:
+            freebsd.send_record(self.near, SAMPLE, 23, socket.MSG_EOR)
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise
+            text = "FreeBSD's kernel TLS refuses MSG_EOR"
+            remedy = "leave it away: every send ends its record"
+            return Answer(False, text, remedy, Cause.NOT_IN_SYSTEM, e.errno)
+        if self.receives:
+            self.expect(SAMPLE)
+        return Answer(True, "the kernel takes MSG_EOR")
+
     def readback(self) -> Answer:
         value, size = ffi.new("struct tls_enable *"), ffi.new("unsigned int *", 64)
         level = socket.IPPROTO_TCP
         fd = self.near.fileno()
         if lib.getsockopt(fd, level, freebsd.TCP_TXTLS_ENABLE, value, size) == 0:
             return Answer(True, "the kernel gives the struct back")
+        number = int(ffi.errno)
         text = "FreeBSD gives no keys back, to nobody"
-        return Answer(False, text, None, Cause.NOT_IN_SYSTEM, int(ffi.errno))
+        remedy = "take what you need from the Session of pyktls.extract, before it is installed"
+        return Answer(False, text, remedy, Cause.NOT_IN_SYSTEM, number)
 
     def second_keys(self, direction: Direction) -> Answer:
         sock = self.near if direction is Direction.TX else self.far
         if direction is Direction.RX and not self.receives:
             text = "this kernel does not receive with the cipher that it sends with"
-            return Answer(False, text, None, Cause.NOT_TRIED)
+            return Answer(False, text, _NEW_CONNECTION, Cause.NOT_TRIED)
         try:
             freebsd.try_keys(sock, self.version, self.aead, direction)
         except OSError as e:
             if e.errno != errno.EALREADY:
                 raise
-            return Answer(False, freebsd.NO_REKEY, None, Cause.NOT_IN_SYSTEM, e.errno)
+            return Answer(False, freebsd.NO_REKEY, _NEW_CONNECTION, Cause.NOT_IN_SYSTEM, e.errno)
         return Answer(True, "the kernel takes new keys on a running connection")
 
 
@@ -204,11 +220,26 @@ def _counters() -> Answer:
     return Answer(True, "the sysctls of kern.ipc.tls can be read")
 
 
+#: What Linux alone has: what is so here, and what a program does instead.
 _FOREIGN = {
-    "splice_to_pipe": "FreeBSD has no splice(2)",
-    "splice_from_pipe": "FreeBSD has no splice(2)",
-    "sock_diag": "FreeBSD has no sock_diag: TCP_TXTLS_MODE and TCP_RXTLS_MODE tell, of one's own",
-    **{name: f"{name} is an option of Linux" for name in OPTIONS},
+    "splice_to_pipe": ("FreeBSD has no splice(2)", "recv and write"),
+    "splice_from_pipe": ("FreeBSD has no splice(2)", "read and send; sendfile for a file"),
+    "sock_diag": (
+        "FreeBSD has no sock_diag: TCP_TXTLS_MODE and TCP_RXTLS_MODE tell, of one's own",
+        "pyktls.status in the process that has the socket",
+    ),
+    **{
+        name: (f"{name} is an option of Linux", instead)
+        for name, instead in zip(
+            OPTIONS,
+            (
+                "leave it away: sendfile makes no copy that it could save",
+                "leave it away: it changes nothing in what is received",
+                "send at most so much at a time: every send makes records of its own",
+            ),
+            strict=True,
+        )
+    },
 }
 
 
@@ -216,7 +247,10 @@ _FOREIGN = {
 
 
 def _foreign() -> dict[str, Answer]:
-    return {name: Answer(False, text, None, Cause.NOT_IN_SYSTEM) for name, text in _FOREIGN.items()}
+    return {
+        name: Answer(False, text, instead, Cause.NOT_IN_SYSTEM)
+        for name, (text, instead) in _FOREIGN.items()
+    }
 
 
 def examine() -> KernelSupport:
@@ -280,11 +314,10 @@ def _try_on_connection(
     try:
         with _Connection(version, aead, receives=receives) as connection:
             connection.switch_on()
-            eor = "nobody has tried what FreeBSD's kernel TLS makes of MSG_EOR"
             others = {
                 **_foreign(),
                 "sendfile": _ask(connection.sendfile),
-                "msg_eor": Answer(False, eor, None, Cause.NOT_TRIED),
+                "msg_eor": _ask(connection.msg_eor),
                 "key_readback": _ask(connection.readback),
                 "counters": _ask(_counters),
             }

@@ -37,9 +37,18 @@ def probe() -> KernelSupport:
     assert list(found.options) == list(OPTIONS)
     assert list(found.features) == list(FEATURES)
     assert len(found.ciphers) == len(VERSIONS) * len(AEADS) * len(Direction)
-    for answer in (*found.ciphers.values(), *found.options.values(), *found.features.values()):
+    answers = (
+        *(found.tls, found.module.autoload),
+        *(
+            a
+            for part in (found.ciphers, found.options, found.features, found.rekey)
+            for a in part.values()
+        ),
+    )
+    for answer in answers:
         assert answer.reason
         assert answer.yes is (answer.code is Cause.YES)
+        assert answer.yes is (answer.remedy is None)
     return found
 
 
@@ -95,7 +104,9 @@ def test_a_kernel_that_does_all() -> None:
         assert found.rekey[direction].code is Cause.NOT_IN_SYSTEM
         assert found.rekey[direction].errno == errno.EALREADY
         assert found.rekey[direction].reason == system.NO_REKEY
-    assert {answer.code for answer in found.options.values()} == {Cause.NOT_IN_SYSTEM}
+    for name in (*OPTIONS, "msg_eor", "key_readback", "splice_to_pipe", "sock_diag"):
+        assert {**found.options, **found.features}[name].code is Cause.NOT_IN_SYSTEM
+    assert found.features["msg_eor"].errno == errno.EINVAL
     assert found.module.state == "built-in"
     assert found.settings == system.gates()
     assert found.settings["kern.ipc.tls.enable"] == 1

@@ -435,6 +435,8 @@ class Kernel:
         """``record_type`` of -1 is no control message; raises Errno."""
         state = self.state(fd)
         with Real(fd) as sock:
+            if flags & socket.MSG_EOR:
+                raise Errno(errno.EINVAL)
             if state.tx is None:
                 if record_type >= 0:
                     raise Errno(errno.EINVAL)
@@ -444,8 +446,6 @@ class Kernel:
                     raise Errno(e.errno) from None
             if state.wedged:
                 raise Errno(errno.EPIPE)
-            if flags & socket.MSG_EOR:
-                raise Errno(errno.EINVAL)
             chained = state.tx.cipher == AES_CBC and state.tx.minor == 1
             if not data and not chained:
                 raise Errno(errno.EINVAL)
