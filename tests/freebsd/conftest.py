@@ -73,7 +73,7 @@ def fake() -> Any:
 
 
 class Plain:
-    """recv(2) and recvmsg(2) as a program would call them that knows nothing of kernel TLS."""
+    """System calls as a program would make them that knows nothing of kernel TLS."""
 
     @staticmethod
     def recv(sock: socket.socket, size: int) -> bytes:
@@ -86,6 +86,17 @@ class Plain:
             data, messages, flags, _ = sock.recvmsg(size, room)
             return data, len(messages), bool(flags & socket.MSG_CTRUNC)
         return KERNEL.recvmsg_with_room(sock.fileno(), size, room)
+
+    @staticmethod
+    def listen(sock: socket.socket) -> None:
+        if REAL:
+            sock.listen()
+        else:
+            KERNEL.listen(sock.fileno())
+
+    @staticmethod
+    def sendto(sock: socket.socket, data: bytes, address: tuple[str, int]) -> int:
+        return sock.sendto(data, address) if REAL else KERNEL.sendto(sock.fileno(), data, address)
 
 
 @pytest.fixture

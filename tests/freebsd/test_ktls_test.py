@@ -35,6 +35,8 @@ from support.records import read_record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from conftest import Plain
+
 Tcp = tuple[socket.socket, socket.socket]
 LONG = 64 * 1024
 TX, RX = system.TCP_TXTLS_ENABLE, system.TCP_RXTLS_ENABLE
@@ -321,7 +323,7 @@ GCM_1_3 = T13[0]
 
 
 @scenario("sendto_baddst", (GCM_1_3,))
-def test_a_socket_that_is_not_connected(suite: Suite) -> None:
+def test_a_socket_that_is_not_connected(suite: Suite, plain: Plain) -> None:
     """There the kernel takes the keys and sendto(2) fails; here they do not get that far."""
     with socket.socket() as fresh:
         with pytest.raises(OSError, match="TCP_TXTLS_ENABLE") as caught:
@@ -329,11 +331,22 @@ def test_a_socket_that_is_not_connected(suite: Suite) -> None:
         assert caught.value.errno == errno.ENOTCONN
         assert system.get_mode(fresh, system.TCP_TXTLS_MODE) == system.TCP_TLS_MODE_NONE
         assert Peer(suite).enable_unchecked(fresh.fileno(), TX) == 0
+        with pytest.raises(PermissionError) as caught:  # of the broadcast address
+            plain.sendto(fresh, bytes(64), ("255.255.255.255", 12345))
+        assert caught.value.errno == errno.EACCES
+        assert system.get_mode(fresh, system.TCP_TXTLS_MODE) == system.TCP_TLS_MODE_SW
 
 
 @scenario("listening_socket", (GCM_1_3,))
-def test_a_listening_socket(suite: Suite) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def test_a_listening_socket(suite: Suite, plain: Plain) -> None:
+    for option in (TX, RX):
+        with socket.socket() as fresh:
+            assert Peer(suite).enable_unchecked(fresh.fileno(), option) == 0
+            with pytest.raises(OSError, match="Invalid argument") as caught:
+                plain.listen(fresh)
+            assert caught.value.errno == errno.EINVAL
+    with socket.socket() as listener:
+        plain.listen(listener)
         assert Peer(suite).enable_unchecked(listener.fileno(), TX) == errno.ENOTCONN
         assert Peer(suite).enable_unchecked(listener.fileno(), RX) == errno.EINVAL
 

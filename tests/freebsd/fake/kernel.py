@@ -6,14 +6,14 @@ and what blocks for ever.  Bytes travel over real TCP sockets, and are protected
 
 ``Kernel.install()`` puts its methods behind the calls that the fake build of pyktls makes
 (calls.h).  The methods can be called from tests too, in place of calls that pyktls never makes:
-``recv`` is what a plain read gives.
+``recv`` is what a plain read gives, ``listen`` and ``sendto`` what these calls do.
 
 How it is done.  What is received is taken out of the real socket, all but the last byte of each
 record: that stays until the caller has all of the record.  So select and poll tell the truth to
 others too, once a part of a record has been looked at.  What is sent and finds no room in the real
 socket goes out from a thread, as it would from the kernel's queue.
 
-What is not done: network cards, the effect of listen(2), and privilege.
+What is not done: network cards, privilege, and connections that sendto(2) begins.
 """
 
 from __future__ import annotations
@@ -277,6 +277,14 @@ class Kernel:
         size[0] = 4
         return 0
 
+    def listen(self, fd: int) -> None:
+        """listen(2): a socket with keys cannot."""
+        state = self.state(fd)
+        if state.tx is not None or state.rx is not None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        with Real(fd) as sock:
+            sock.listen()
+
     # ---- receiving
 
     def receive(
@@ -460,6 +468,13 @@ class Kernel:
                 kind = 23 if record_type < 0 else record_type
                 self.send_pieces(state, sock, [(kind, data)], waits=waits)
             return len(data)
+
+    def sendto(self, fd: int, data: bytes, address: tuple[str, int]) -> int:
+        """sendto(2), which would connect first: TCP cannot broadcast, with keys or without."""
+        self.state(fd)
+        if address[0] == "255.255.255.255":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        raise NotImplementedError(f"{len(data)} bytes to {address}")
 
     def tell_error(self, state: State, sock: socket.socket) -> None:
         """What sosend and sendfile begin with: so_error, which is forgotten by that.
