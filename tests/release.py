@@ -168,6 +168,14 @@ def claims(tree: Tree) -> list[str]:
     return missing
 
 
+def contact(tree: Tree) -> list[str]:
+    """Where a hole is reported: SECURITY.md sends people to what the metadata names."""
+    people = [*tree.project.get("authors", ()), *tree.project.get("maintainers", ())]
+    if tree.project.get("urls") or any("email" in person for person in people):
+        return []
+    return ["pyproject.toml has neither a URL nor an address, and SECURITY.md sends people to one"]
+
+
 def code_in(text: str) -> list[str]:
     """The commands of a page: lines of its blocks, and what stands between backquotes."""
     fence = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -284,6 +292,7 @@ ITEMS = (
     Item("changelog", changelog),
     Item("clean tree", clean_tree),
     Item("claims", claims),
+    Item("contact", contact),
     Item("names", names),
     Item("results", results),
     Item("abi", make("abi"), slow=True),

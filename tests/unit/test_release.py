@@ -30,6 +30,7 @@ version = "1.2.3"
 license = "BSD-2-Clause"
 license-files = ["LICENSE"]
 requires-python = ">=3.11"
+authors = [{ name = "somebody", email = "somebody@x.example" }]
 classifiers = [
     "Operating System :: POSIX :: BSD :: FreeBSD",
     "Operating System :: POSIX :: Linux",
@@ -145,7 +146,7 @@ def made(tmp_path: pathlib.Path) -> Made:
 
 
 STATIC = [release.version, release.changelog, release.clean_tree, release.claims]
-STATIC += [release.names, release.results]
+STATIC += [release.contact, release.names, release.results]
 
 
 @pytest.mark.parametrize("item", STATIC)
@@ -174,6 +175,7 @@ def test_a_good_tree_is_ok(made: Made, item) -> None:
         ("claims", "pyproject.toml", "POSIX :: Linux", "Other", "Linux: in README.md's"),
         ("claims", "tests/run.py", '"6.1", ', '"6.1", "6.12", ', "tests/run.py: 6.1, 6.12, 7.3"),
         ("claims", "README.md", "License: BSD-2", "License: MIT", "license BSD-2-Clause"),
+        ("contact", "pyproject.toml", ", email =", ", nick =", "neither a URL nor an address"),
         ("names", "README.md", "`make test`", "`make tests`", "README.md names make tests,"),
         ("names", "README.md", "python3 make wheel", "python3 make wheels", "names make wheels,"),
         ("names", "README.md", "```sh\nmake test", "```sh\nmake demo", "names make demo,"),
@@ -193,6 +195,19 @@ def test_what_is_missing_is_said(made: Made, item, name, old, new, said) -> None
     others = {i.__name__: i(made.tree) for i in STATIC if i.__name__ not in {item, "clean_tree"}}
     if name != "pyproject.toml":  # of which more than one item asks
         assert not any(others.values()), others
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        'maintainers = [{ email = "somebody@x.example" }]',
+        '[project.urls]\nSecurity = "https://x.example/"\n[project.x]',
+    ],
+)
+def test_other_ways_to_be_reached(made: Made, instead: str) -> None:
+    authors = re.search(r"^authors.*$", PYPROJECT, re.MULTILINE)
+    made.change("pyproject.toml", authors[0], instead)
+    assert release.contact(made.tree) == []
 
 
 @pytest.mark.parametrize("version", ["1.2.3.dev0", "1.2", "1.2.3+local", "v1.2.3", "1.2.3b"])
@@ -303,7 +318,7 @@ def test_the_list_is_printed_and_its_end_says_whether_it_was_whole(made: Made) -
 
 def test_every_item_is_on_the_list_once() -> None:
     names = [item.name for item in release.ITEMS]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 11
     checks = {item.check for item in release.ITEMS}
     assert {*STATIC, release.wheels, release.dist} <= checks
 
