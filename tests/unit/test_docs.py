@@ -11,7 +11,9 @@ from tests import run
 
 import pyktls
 from pyktls import Cause, freebsd
+from pyktls.ciphers import AEADS
 from pyktls.linux import crypto_info, options
+from pyktls.record_limit import record_limits
 from support.samples import ROOT, pages
 from support.selftest import EXPECTED_FAILURES
 
@@ -102,6 +104,12 @@ def test_every_link_to_a_file_leads_to_one():
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_readme_says_how_much_a_key_is_good_for():
+    (told,) = re.findall(r"about (\d+) GB with AES-GCM", (ROOT / "README.md").read_text())
+    (hard,) = {record_limits(aead)[1] for aead in AEADS if aead.name.startswith("AES_")} - {2**23}
+    assert abs(int(told) - hard * 2**14 / 1e9) < 5
 
 
 #: How README.md speaks of each file of tests/kernel that runs on one kernel alone.
