@@ -1,17 +1,21 @@
 """The crypto_info structs of Linux: bytes written by hand against three ways to make them.
 
-And that nothing which holds a key shows it.
+That a build holds them to the system's headers, and that nothing which holds a key shows it.
 """
 
 from __future__ import annotations
 
 import copy
 import errno
+import pathlib
 import pickle
 import re
+import shutil
 import socket
 import struct
+import subprocess
 import sys
+import sysconfig
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -429,6 +433,30 @@ class TestCalls:
             call(sock)
         assert caught.value.errno in {errno.EOPNOTSUPP, errno.ENOPROTOOPT}
 
+    @pytest.mark.parametrize("number", range(51, 59))
+    def test_the_number_is_read_out_of_every_struct(
+        self, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        info = info_of(0x0304, number)
+        self.kernel_gives(monkeypatch, info.pack())
+        assert linux.get_rec_seq(3, linux.TLS_TX) == SEQUENCE
+        assert linux.get_crypto_info(3, linux.TLS_TX) == info
+
+    @pytest.mark.parametrize("size", [4, 36, 39])
+    def test_a_struct_that_is_too_short(self, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+        self.kernel_gives(monkeypatch, info_of(0x0304, 51).pack()[:size])
+        for call in (linux.get_rec_seq, linux.get_crypto_info):
+            with pytest.raises(OSError, match=r"getsockopt\(SOL_TLS, TLS_RX\): ") as caught:
+                call(3, linux.TLS_RX)
+            assert caught.value.errno == errno.EPROTO
+
+    @staticmethod
+    def kernel_gives(monkeypatch: pytest.MonkeyPatch, packed: bytearray) -> None:
+        def getsockopt(_fd: int, _level: int, _option: int, size: int, _call: str) -> bytearray:
+            return packed[:size]
+
+        monkeypatch.setattr(linux.crypto_info, "getsockopt", getsockopt)
+
 
 CALLS: list[Callable[[Any], object]] = [
     linux.set_ulp,
@@ -596,3 +624,72 @@ def test_every_suite_has_a_struct() -> None:
     for suite in SUITES:
         if suite.aead.linux is not None:
             assert lib.pyktls_linux_crypto_info_size(suite.aead.linux.cipher_type) in {40, 56}
+
+
+# ---- the headers of the machine that builds ------------------------------------------------------
+
+CSRC = pathlib.Path(__file__).resolve().parents[2] / "csrc"
+#: What headers older than Linux 6.0 do not have.
+YOUNGER = (
+    "TLS_TX_ZEROCOPY_RO", "TLS_RX_EXPECT_NO_PAD", "TLS_TX_MAX_PAYLOAD_LEN",
+    "TLS_CIPHER_CHACHA20_POLY1305", "TLS_CIPHER_SM4_GCM", "TLS_CIPHER_ARIA_GCM_128",
+)  # fmt: skip
+
+
+def compiler() -> str:
+    named = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    found = shutil.which(named) or shutil.which("cc") or shutil.which("gcc")
+    assert found, "a C compiler is needed"
+    return found
+
+
+def built(directory: pathlib.Path, *flags: str, change: tuple[str, str] = ("", "")) -> str:
+    """What the compiler says of the check against the system's headers; "" if it is content."""
+    ours = (CSRC / "abi_linux.h").read_text()
+    old, new = change
+    assert old in ours
+    (directory / "abi_linux.h").write_text(ours.replace(old, new, 1))
+    shutil.copy(CSRC / "abi_linux_check.c", directory)
+    command = [compiler(), "-std=c11", "-fsyntax-only", *flags, "abi_linux_check.c"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    assert bool(done.returncode) == ("error" in done.stderr)
+    return done.stderr
+
+
+def has_headers(directory: pathlib.Path) -> bool:
+    (directory / "has.c").write_text("#include <linux/tls.h>\n")
+    command = [compiler(), "-fsyntax-only", "has.c"]
+    return subprocess.run(command, cwd=directory, capture_output=True, check=False).returncode == 0
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("ours", "changed", "said"),
+    [
+        ("define TLS_RX 2", "define TLS_RX 6", "TLS_RX differs"),
+        ("define TCP_ULP 31", "define TCP_ULP 32", "TCP_ULP differs"),
+        ("aes_gcm_256, 8, 32, 4", "aes_gcm_256, 8, 16, 4", "aes_gcm_256 has another size"),
+        ("aes_ccm_128, 8, 16, 4", "aes_ccm_128, 4, 16, 8", "aes_ccm_128.salt differs"),
+    ],
+)
+def test_what_differs_from_the_systems_headers_does_not_compile(
+    tmp_path: pathlib.Path, ours: str, changed: str, said: str
+) -> None:
+    if not has_headers(tmp_path):
+        pytest.skip("no headers of Linux here")
+    assert built(tmp_path) == ""
+    assert said in built(tmp_path, change=(ours, changed))
+
+
+@linux_only
+def test_older_headers_are_no_obstacle(tmp_path: pathlib.Path) -> None:
+    if not has_headers(tmp_path):
+        pytest.skip("no headers of Linux here")
+    older = "".join(f"#undef {name}\n" for name in YOUNGER)
+    (tmp_path / "linux").mkdir()
+    (tmp_path / "linux" / "tls.h").write_text(f"#include_next <linux/tls.h>\n{older}")
+    assert built(tmp_path, "-I.") == ""
+    assert "headers that are not the newest" in built(tmp_path, "-I.", "-DPYKTLS_NEWEST_ABI")
+    # What they do not have is there all the same.
+    for name in YOUNGER:
+        assert getattr(lib, name) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hmac
 import struct
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,6 +32,8 @@ __all__ = [
 NO_REKEY = "Linux can since 6.14"
 
 _REC_SEQ_END = 2**64
+#: It is the last field of every struct.
+_REC_SEQ_SIZE = 8
 
 
 class CryptoInfo:
@@ -93,7 +96,10 @@ class CryptoInfo:
         self.cipher_type: int = int(cipher_type)
         self.rec_seq: int = rec_seq
         self._key = bytearray(key)
-        self._iv = bytearray(salt) + iv  # the 12-byte nonce base, as csrc/kernel.h has it
+        # The 12-byte nonce base, as csrc/kernel.h has it; put together without a copy in between.
+        self._iv = bytearray(NONCE_LENGTH)
+        with memoryview(self._iv) as view:
+            view[:salt_size], view[salt_size:] = salt, iv
 
     @property
     def aead(self) -> AEAD:
@@ -142,6 +148,7 @@ class CryptoInfo:
         version, cipher_type = ffi.new("uint16_t *"), ffi.new("uint16_t *")
         key, iv = ffi.new("unsigned char[32]"), ffi.new("unsigned char[12]")
         rec_seq = ffi.new("uint64_t *")
+        parts: list[bytearray] = []  # which can be wiped, as bytes cannot
         key_length = lib.pyktls_linux_unpack(
             ffi.from_buffer(data), len(data), version, cipher_type, key, iv, rec_seq
         )
@@ -150,29 +157,37 @@ class CryptoInfo:
             if aead is None:
                 raise InvalidValue(f"{len(data)} bytes that are no crypto_info struct")
             split = salt_length(aead)
-            nonce = bytes(ffi.buffer(iv))
+            sizes = (key, key_length), (iv, split), (iv + split, NONCE_LENGTH - split)
+            parts = [bytearray(ffi.buffer(memory, size)) for memory, size in sizes]
             return cls(
                 version[0],
                 cipher_type[0],
-                key=bytes(ffi.buffer(key, key_length)),
-                salt=nonce[:split],
-                iv=nonce[split:],
+                key=parts[0],
+                salt=parts[1],
+                iv=parts[2],
                 rec_seq=rec_seq[0],
             )
         finally:
+            for part in parts:
+                _wipe(part)
             lib.pyktls_tap_wipe(key, 32)
             lib.pyktls_tap_wipe(iv, 12)
 
     def wipe(self) -> None:
         """Overwrite the secrets with zeros; the object is of no use afterwards."""
         for buffer in (self._key, self._iv):
-            buffer[:] = bytes(len(buffer))
+            _wipe(buffer)
         self._key = bytearray()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CryptoInfo):
             return NotImplemented
-        return self.pack() == other.pack()
+        numbers = (self.version, self.cipher_type, self.rec_seq)
+        return (
+            numbers == (other.version, other.cipher_type, other.rec_seq)
+            and hmac.compare_digest(self._key, other._key)
+            and hmac.compare_digest(self._iv, other._iv)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -184,6 +199,10 @@ class CryptoInfo:
 
     def __reduce__(self) -> NoReturn:
         raise InvalidType("a CryptoInfo cannot be pickled or copied: it holds secrets")
+
+
+def _wipe(buffer: bytearray) -> None:
+    buffer[:] = bytes(len(buffer))
 
 
 def salt_length(aead: AEAD) -> int:
@@ -213,7 +232,7 @@ def set_crypto_info(sock: HasFileno | int, direction: int, info: CryptoInfo) -> 
     try:
         setsockopt(descriptor(sock), SOL_TLS, direction, packed, f"setsockopt(SOL_TLS, {name})")
     finally:
-        packed[:] = bytes(len(packed))
+        _wipe(packed)
 
 
 def rekey(sock: HasFileno | int, direction: int, info: CryptoInfo) -> None:
@@ -257,31 +276,41 @@ def get_version_and_cipher(sock: HasFileno | int, direction: int) -> tuple[int, 
     return version, cipher_type
 
 
+def _read(sock: HasFileno | int, direction: int) -> bytearray:
+    """The whole struct of the installed keys; the caller wipes it."""
+    name = check_direction(direction)
+    fd = descriptor(sock)
+    _, cipher_type = get_version_and_cipher(fd, direction)
+    size = lib.pyktls_linux_crypto_info_size(cipher_type)
+    call = f"getsockopt(SOL_TLS, {name})"
+    value = getsockopt(fd, SOL_TLS, direction, size, call)
+    if not size or len(value) != size:
+        raise syscall_error(errno.EPROTO, call)
+    return value
+
+
 def get_rec_seq(sock: HasFileno | int, direction: int) -> int:
-    """The number of the next record in ``direction``; the rest of the struct is wiped.
+    """The number of the next record in ``direction``; no copy of the keys stays behind.
 
     Received records count once they are decrypted, read or not.  A record that MSG_MORE holds open
     does not count yet.  Raises OSError as get_crypto_info.
     """
-    info = get_crypto_info(sock, direction)
+    value = _read(sock, direction)
     try:
-        return info.rec_seq
+        return int.from_bytes(value[-_REC_SEQ_SIZE:], "big")
     finally:
-        info.wipe()
+        _wipe(value)
 
 
 def get_crypto_info(sock: HasFileno | int, direction: int) -> CryptoInfo:
     """The installed keys and the number of the next record: getsockopt(SOL_TLS), whole struct.
 
-    The kernel gives them to any holder of the descriptor.  ``repr`` of the result shows no secret.
-    Raises OSError as get_version_and_cipher; Linux before 5.16 answers EINVAL for some ciphers.
+    The kernel gives them to any holder of the descriptor.  ``repr`` of the result shows no secret,
+    and its ``wipe`` overwrites them.  Raises OSError as get_version_and_cipher; Linux before 5.16
+    answers EINVAL for some ciphers.
     """
-    name = check_direction(direction)
-    fd = descriptor(sock)
-    _, cipher_type = get_version_and_cipher(fd, direction)
-    size = lib.pyktls_linux_crypto_info_size(cipher_type)
-    value = getsockopt(fd, SOL_TLS, direction, size, f"getsockopt(SOL_TLS, {name})")
+    value = _read(sock, direction)
     try:
         return CryptoInfo.unpack(value)
     finally:
-        value[:] = bytes(len(value))
+        _wipe(value)
