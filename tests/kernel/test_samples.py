@@ -1,8 +1,10 @@
-"""The samples of README.md and docs/ that need kernel TLS, as they stand there."""
+"""The samples of README.md, docs/ and the docstrings that need kernel TLS, as they stand there."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 import re
 import shlex
 import ssl
@@ -11,10 +13,16 @@ import sys
 
 import pytest
 
+import pyktls
+from pyktls.ciphers import TLS_1_3
+from support import tls
+from support.kernel import Background, kernel_can_rekey, offloaded, recv_to_end
+from support.processes import fork, wait_for
 from support.samples import (
     CONTENT,
     ROOT,
     connect,
+    execute_sample,
     prepare,
     run_sample,
     shown,
@@ -252,3 +260,92 @@ def test_aiohttp_sends_the_file_by_sendfile(files):
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (directory / "got").read_bytes() == CONTENT
+
+
+# ---- docstrings ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opposite():
+    """A TCP socket, and who answers on it: OpenSSL, to which comes what is sent up to the end."""
+
+    def answer():
+        with context.wrap_socket(far, server_side=True) as server:
+            return recv_to_end(server)
+
+    context = tls.server_context()  # not in the thread: there is one authority for all
+    near, far = tls.tcp_pair()
+    with near, far:
+        yield near, Background(answer)
+
+
+def test_the_first_words_of_the_package(opposite, tmp_path, monkeypatch):
+    sock, answering = opposite
+    tls.authority().cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+    with (tmp_path / "file.bin").open("rb") as file:
+        names = {"pyktls": pyktls, "ssl": ssl, "sock": sock, "name": tls.HOST, "file": file}
+        execute_sample("src/pyktls/__init__.py", "module", names)
+    with names["sock"] as switched:
+        assert switched.ktls.tx
+        assert switched.ktls.rx
+    assert answering.result() == CONTENT
+
+
+def test_a_handshake_in_memory(opposite):
+    sock, answering = opposite
+    names = {"pyktls": pyktls, "sock": sock, "context": tls.client_context(), "name": tls.HOST}
+    execute_sample("src/pyktls/engines/membio.py", "MemoryBIOHandshake", names)
+    with names["sock"] as switched:
+        assert switched.ktls.tx
+        assert switched.ktls.rx
+        switched.sendall(b"by the kernel")
+    assert answering.result() == b"by the kernel"
+
+
+def test_a_child_takes_over():
+    def in_child():
+        names = {"pyktls": pyktls, "os": os, "sock": sock}
+        execute_sample("src/pyktls/moving.py", "module", names)
+        with names["mine"] as mine:
+            if kernel_can_rekey():
+                mine.update_keys()
+            mine.sendall(b"by the child")
+
+    with offloaded(TLS_1_3) as (sock, peer):
+        child = fork(in_child)
+        sock.abandon()
+        assert recv_to_end(peer) == b"by the child"
+        wait_for(child)
+
+
+def test_a_file_from_one_end_of_asyncio_to_the_other(files):
+    directory, authority, port = files
+    contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.configure_trust(contexts[0])
+    authority.issue_cert("127.0.0.1").configure_cert(contexts[1])
+
+    async def main(file):
+        async def serve(reader, writer):
+            arrived.set_result((await reader.read(), writer.get_extra_info("ktls")))
+            writer.close()
+
+        arrived = asyncio.get_running_loop().create_future()
+        names = {"pyktls": pyktls, "host": "127.0.0.1", "serve": serve, "file": file}
+        names |= {"context": contexts[0], "server_context": contexts[1]}
+        await execute_sample("src/pyktls/aio/__init__.py", "module", names, {"443": str(port)})
+        status = names["writer"].get_extra_info("ktls")
+        names["writer"].close()
+        content, opposite = await arrived
+        await names["writer"].wait_closed()
+        names["server"].close()
+        await names["server"].wait_closed()
+        return content, status, opposite
+
+    with (directory / "file.bin").open("rb") as file:
+        content, *ends = asyncio.run(asyncio.wait_for(main(file), 100))
+    assert content == CONTENT
+    for status in ends:
+        assert status.tx
+        assert status.rx

@@ -1,8 +1,9 @@
-"""The samples of README.md and docs/, taken and run as they stand there.
+"""The samples of README.md, docs/ and the docstrings, taken and run as they stand there.
 
 A fenced block is named by a comment on the line before it: ``<!-- sample: server -->`` is a
 program, ``<!-- output: server -->`` what one prints, where ``...`` stands for anything.  Readers
-see neither.
+see neither.  A docstring's sample is its literal block (behind ``::``) that is Python; the name is
+that of the class or function, and ``module`` for a module.
 
 A test runs a sample by ``run_sample`` (a program, to its end), ``started_sample`` (a program that
 others talk to) or ``execute_sample`` (in this process).  The page and the name are written out in
@@ -12,6 +13,7 @@ nobody.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import pathlib
@@ -19,6 +21,7 @@ import re
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,6 +41,10 @@ _TRIES = 2000
 
 _OPENING = re.compile(r"^( {0,3})(`{3,}|~{3,})(.*)$")
 _NAMED = re.compile(r"^<!-- (sample|output): (\S+) -->$")
+# What is indented behind a paragraph that ends in two colons, unless that is a directive.
+_LITERAL = re.compile(
+    r"^(?P<indent> *)(?!\.\. )(?:\S.*)?::\n\n(?P<text>(?:(?P=indent) +\S.*\n|\n)+)", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,45 @@ def pages() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
+def modules() -> list[str]:
+    """Every file whose docstrings may have samples, as a path below the project's root."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py"))
+
+
 def blocks(page: str, text: str | None = None) -> list[Block]:
-    """The fenced blocks of a page (or of ``text``, for tests), in order."""
-    lines = ((ROOT / page).read_text(encoding="utf-8") if text is None else text).splitlines()
+    """The blocks of a page or a module (or of ``text``, for tests), in order."""
+    content = (ROOT / page).read_text(encoding="utf-8") if text is None else text
+    return _literal(page, content) if page.endswith(".py") else _fenced(page, content)
+
+
+def _literal(page: str, text: str) -> list[Block]:
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        docstring = (ast.get_docstring(node) or "") + "\n"
+        name = "module" if isinstance(node, ast.Module) else node.name
+        for literal in _LITERAL.finditer(docstring):
+            line = node.body[0].lineno + docstring.count("\n", 0, literal.start("text"))
+            code = textwrap.dedent(literal["text"]).rstrip("\n") + "\n"
+            if compiles(code):
+                found.append(Block(page, line, "python", "sample", name, code))
+            else:
+                found.append(Block(page, line, "text", "", "", code))
+    return found
+
+
+def compiles(code: str) -> bool:
+    """Whether it is Python, as far as that can be told from outside."""
+    try:
+        compile(code, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _fenced(page: str, text: str) -> list[Block]:
+    lines = text.splitlines()
     found = []
     number = 0
     while number < len(lines):
@@ -183,16 +226,18 @@ def started_sample(
 
 def execute_sample(
     page: str, name: str, names: dict[str, Any], replace: Mapping[str, str] | None = None
-) -> None:
+) -> Any:
     """Run a sample in this process, with ``names`` as its global names.
 
-    Each key of ``replace``, which has to be there, gives way to its value.
+    Each key of ``replace``, which has to be there, gives way to its value.  One that awaits runs
+    when what is returned is awaited.
     """
     code = block(page, "sample", name).text
     for old, new in (replace or {}).items():
         assert old in code, old
         code = code.replace(old, new)
-    exec(compile(code, f"{page}: {name}", "exec"), names)  # noqa: S102
+    program = compile(code, f"{page}: {name}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return eval(program, names)  # noqa: S307
 
 
 def shown(page: str, name: str) -> Output:

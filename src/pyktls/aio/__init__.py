@@ -2,8 +2,8 @@
 
 ::
 
+    server = await pyktls.aio.start_server(serve, host, 443, ssl=server_context)
     reader, writer = await pyktls.aio.open_connection(host, 443, ssl=context)
-    server = await pyktls.aio.start_server(serve, host, 443, ssl=context)
     await pyktls.aio.sendfile(writer, file)             # sendfile(2), encrypted by the kernel
 
 ``create_connection``, ``create_server``, ``open_connection`` and ``start_server`` are called as
