@@ -195,7 +195,7 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
         elif not everything:
             wanted += (*left_out, f"--tests={number + 1}/{len(chosen) - 1}")
             wanted += (f"--variants={number % OTHERS_SHARE + 1}/{OTHERS_SHARE}",)
-        parts.append(Part("kernel", kernel, wanted))
+        parts.append(Part("kernel", kernel, wanted, programs=kernel != HOST))
     peers = chosen if everything else (last,)
     parts += [Part("peers", kernel, ("tests/interop",)) for kernel in peers]
     # It changes the machine (nfsd, mounts, network namespaces): in the lab alone.

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import pyktls
-from pyktls import HandoffRefused, Mode, Status, linux
+from pyktls import HandoffRefused, Mode, Role, Status, linux
 from pyktls.ciphers import TLS_1_2, TLS_1_3
 from pyktls.linux.sock_diag import UlpInfo, ulp_info
 from support import kernel, tls
@@ -221,6 +221,10 @@ def test_without_privileges_all_works_and_old_kernels_do_not_tell_software_from_
 # ---- OpenSSL's own kernel TLS ----------------------------------------------------------------
 
 
+#: Said by test_openssl_ktls.py, which runs this with an OpenSSL that is built with kernel TLS.
+OPENSSL_HAS_KTLS = "PYKTLS_OPENSSL_HAS_KTLS" in os.environ
+
+
 def openssl_can_ktls() -> bool:
     """Whether this OpenSSL was built with kernel TLS: its own answer, by trying."""
     with openssl_switched(TLS_1_2, "ECDHE-RSA-AES128-GCM-SHA256") as (own, _):
@@ -229,7 +233,8 @@ def openssl_can_ktls() -> bool:
 
 def openssl_switched(version, cipher):
     client, server = tls.contexts(kernel.OPENSSL_VERSIONS[version], cipher)
-    client.options |= OP_ENABLE_KTLS
+    for context in (client, server):
+        context.options |= OP_ENABLE_KTLS
     pair = tls.connect(client, server)
     return _Ends(pair)
 
@@ -245,21 +250,25 @@ class _Ends:
         self.pair.close()
 
 
+@pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize(
     ("version", "cipher"),
     [(TLS_1_2, "ECDHE-RSA-AES128-GCM-SHA256"), (TLS_1_3, "TLS_AES_256_GCM_SHA384")],
 )
-def test_what_openssl_switched_itself_is_seen_and_left_alone(version, cipher):
-    with openssl_switched(version, cipher) as (own, peer):
+def test_what_openssl_switched_itself_is_seen_and_left_alone(version, cipher, role):
+    with openssl_switched(version, cipher) as ends:
+        own, peer = ends if role is Role.CLIENT else reversed(ends)
         status = pyktls.status(own)
-        if not openssl_can_ktls():
-            # Debian's OpenSSL is built without: the option is accepted and does nothing.
+        if not OPENSSL_HAS_KTLS and not openssl_can_ktls():
+            # It is built without kernel TLS: the option is accepted and does nothing.
             assert status == NEITHER
             both_ways(own, peer)
             return
         assert status.tx is Mode.SOFTWARE
         assert status.openssl_tx is True
         assert bool(status.rx) is status.openssl_rx
+        if OPENSSL_HAS_KTLS:  # 3.5: receiving too, in TLS 1.3 as well
+            assert status.rx is Mode.SOFTWARE
         assert status.version == version
         message = "OpenSSL has itself switched this connection to kernel TLS (OP_ENABLE_KTLS)"
         for refuse in (pyktls.extract, pyktls.offload):
