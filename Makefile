@@ -81,14 +81,16 @@ cross:
 	$(SETUP) test,cross
 	PYKTLS_STRICT=1 $(PY) -m pytest tests/freebsd/test_cross_compile.py $(ARGS)
 
-# Our numbers and layouts against the header of the newest kernel, whatever this machine has.
+# Our numbers and layouts against the header of the newest kernel, whatever this machine has, and
+# whether that has more of them.
 abi:
 	$(SETUP) lab
 	set -e; include=$$($(PY) -m tests.lab headers 7.3); \
 	for file in abi_linux_check.c abi_linux.c; do \
 		gcc -std=c11 -D_GNU_SOURCE -DPYKTLS_NEWEST_ABI -Wall -Wextra -Werror -fsyntax-only \
 			-isystem $$include -isystem $$include/x86_64-linux-gnu csrc/$$file; \
-	done
+	done; \
+	$(PY) -m tests.abi $$include/linux/tls.h
 
 test-all: lint test-c abi cross demo wheel wheels peers pythons
 	$(MAKE) test ARGS=--everything
@@ -139,7 +141,7 @@ lint:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	MYPYPATH=src $(VENV)/bin/mypy --explicit-package-bases \
-		tests/lab tests/c tests/run.py tests/demo.py tests/pythons.py tests/release.py \
+		tests/lab tests/c tests/abi.py tests/run.py tests/demo.py tests/pythons.py tests/release.py \
 		examples wheels
 	$(PY) -m mypy.stubtest pyktls --concise --allowlist tests/typing/stubtest.txt \
 		--mypy-config-file pyproject.toml

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import abi
 
 import pyktls
 from pyktls import DirectionKeys, Role, Session, linux
@@ -450,6 +451,50 @@ class TestCalls:
                 call(3, linux.TLS_RX)
             assert caught.value.errno == errno.EPROTO
 
+    #: When upstream got each option (docs/kernels.md).
+    SINCE = (
+        ("TLS_TX_ZEROCOPY_RO", "5.19", linux.set_tx_zerocopy_ro, linux.get_tx_zerocopy_ro, True),
+        ("TLS_RX_EXPECT_NO_PAD", "6.0", linux.set_rx_expect_no_pad, linux.get_rx_expect_no_pad,
+         True),
+        ("TLS_TX_MAX_PAYLOAD_LEN", "6.19", linux.set_tx_max_payload_len,
+         linux.get_tx_max_payload_len, 100),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("name", "since", "put", "get", "value"), SINCE, ids=[row[0] for row in SINCE]
+    )
+    def test_an_option_that_the_kernel_does_not_know(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        since: str,
+        put: Callable[[int, Any], None],
+        get: Callable[[int], Any],
+        value: Any,
+    ) -> None:
+        def refuse(*arguments: Any) -> Any:
+            raise OSError(errno.ENOPROTOOPT, f"{arguments[-1]}: no")
+
+        options = linux.options
+        monkeypatch.setattr(options, "setsockopt", refuse)
+        monkeypatch.setattr(options, "getsockopt", refuse)
+        monkeypatch.setattr(options, "get_ulp", lambda _: b"tls")
+        for call in (lambda: put(3, value), lambda: get(3)):
+            with pytest.raises(pyktls.Unavailable) as caught:
+                call()
+            assert str(caught.value).startswith(f"this kernel has no {name} ([Errno ")
+            assert caught.value.remedy == f"Linux has it since {since}"
+            assert str(caught.value).endswith(f"; Linux has it since {since}")
+            assert isinstance(caught.value.__cause__, OSError)
+        monkeypatch.setattr(options, "get_ulp", lambda _: b"")  # then it is not the option
+        with pytest.raises(OSError, match=name):
+            get(3)
+
+    def test_every_option_has_its_release(self) -> None:
+        assert {row[0]: row[1] for row in self.SINCE} == {
+            name: since for name, _, since in linux.options._OPTIONS.values()
+        }
+
     @staticmethod
     def kernel_gives(monkeypatch: pytest.MonkeyPatch, packed: bytearray) -> None:
         def getsockopt(_fd: int, _level: int, _option: int, size: int, _call: str) -> bytearray:
@@ -644,7 +689,7 @@ def compiler() -> str:
 
 
 def built(directory: pathlib.Path, *flags: str, change: tuple[str, str] = ("", "")) -> str:
-    """What the compiler says of the check against the system's headers; "" if it is content."""
+    """The compiler's errors in the check against the system's headers."""
     ours = (CSRC / "abi_linux.h").read_text()
     old, new = change
     assert old in ours
@@ -652,8 +697,7 @@ def built(directory: pathlib.Path, *flags: str, change: tuple[str, str] = ("", "
     shutil.copy(CSRC / "abi_linux_check.c", directory)
     command = [compiler(), "-std=c11", "-fsyntax-only", *flags, "abi_linux_check.c"]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    assert bool(done.returncode) == ("error" in done.stderr)
-    return done.stderr
+    return done.stderr if done.returncode else ""
 
 
 def has_headers(directory: pathlib.Path) -> bool:
@@ -679,6 +723,32 @@ def test_what_differs_from_the_systems_headers_does_not_compile(
         pytest.skip("no headers of Linux here")
     assert built(tmp_path) == ""
     assert said in built(tmp_path, change=(ours, changed))
+
+
+def test_what_a_younger_header_has_besides_is_found() -> None:
+    ours = (CSRC / "abi_linux.h").read_text()
+    assert abi.unknown(ours, ours) == []
+    younger = """
+#define TLS_TX_ZEROCOPY_RO\t3\t/* known */
+#define TLS_RX_SOMETHING\t6
+# define TLS_CIPHER_AEGIS_256\t\t\t59
+#define TLS_CIPHER_AEGIS_256_IV_SIZE\t\t28
+#define TLS_VERSION_MINOR(ver)\t((ver) & 0xFF)
+#define TLS_1_4_VERSION_MAJOR\t0x3
+#define TLS_1_4_VERSION_MINOR\t0x5
+#define TLS_1_4_VERSION\t\tTLS_VERSION_NUMBER(TLS_1_4)
+#define TLS_SET_PADDING 3
+struct tls12_crypto_info_aegis_256 {
+#define TLS_INFO_MAX (__TLS_INFO_MAX - 1)
+#define OTHER 1
+"""
+    assert abi.unknown(younger, ours) == [
+        "TLS_RX_SOMETHING",
+        "TLS_CIPHER_AEGIS_256",
+        "TLS_1_4_VERSION",
+        "TLS_SET_PADDING",
+        "tls12_crypto_info_aegis_256",
+    ]
 
 
 @linux_only
