@@ -17,7 +17,7 @@ from pathlib import Path
 from . import programs
 from .boot import DEFAULT_CPUS, DEFAULT_MEMORY, boot
 from .errors import LabError
-from .kernels import NAMES, STOCK, SUITES, cache_root, cached, headers, obtain, say
+from .kernels import NAMES, STOCK, SUITES, cache_root, cached, headers, obtain, say, suite_of
 from .sources import find_mirrors
 from .tools import FETCH_TOOLS, find, how_to_get, missing_tools, require_all
 
@@ -135,8 +135,7 @@ def list_all() -> int:
     print(f"cache: {cache_root()}")
     for name in NAMES:
         kernel = cached(name)
-        suite = SUITES[name.split("-")[0]]
-        print(f"{name:10}  {suite:16}  {kernel.release if kernel else 'not in the cache'}")
+        print(f"{name:10}  {suite_of(name):16}  {kernel.release if kernel else 'not in the cache'}")
     return 0
 
 

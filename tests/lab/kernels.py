@@ -17,7 +17,8 @@ away from a running guest.
 `NAME-notls` is the same kernel without the `tls` module: there `TCP_ULP` fails with ENOENT, as it
 does on every machine that was built or installed without it. `NAME-main` is the series as the main
 archive has it, without security updates: 6.1-main stays at 6.1.176, and has defects in net/tls that
-pyktls must find out and refuse to meet.
+pyktls must find out and refuse to meet. So has 6.12.107, which is that release and no newer one: an
+archive drops such a kernel some time, and then only the cache has it.
 """
 
 import contextlib
@@ -40,11 +41,13 @@ from .tools import require, search_path
 
 # series: the suite that has it
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.3": "trixie-backports"}
+# One release of a series, and the suite that has it
+RELEASES = {"6.12.107": "trixie"}
 NO_TLS = "-notls"
 WITHOUT_UPDATES = "-main"
 # The kernels with TLS; 5.10 is configured without. Run on all of these unless told otherwise.
 STOCK = ("6.1", "6.12", "7.3")
-NAMES = ("5.10", *STOCK, f"6.1{WITHOUT_UPDATES}", *(name + NO_TLS for name in STOCK))
+NAMES = ("5.10", *STOCK, f"6.1{WITHOUT_UPDATES}", *RELEASES, *(name + NO_TLS for name in STOCK))
 FETCH_ATTEMPTS = 2
 FETCH_PAUSE = 10.0
 METAPACKAGE = "linux-image-amd64"
@@ -59,6 +62,11 @@ class Kernel:
     release: str  # as `uname -r` says it
     image: Path
     package_version: str = ""
+
+
+def suite_of(name: str) -> str:
+    """The Debian suite that a kernel comes from."""
+    return (SUITES | RELEASES)[name.partition("-")[0]]
 
 
 # The cache
@@ -214,7 +222,7 @@ def _fetch(name: str, root: Path, scratch: Path) -> None:
     mirrors = find_mirrors()
     if name.endswith(WITHOUT_UPDATES):
         mirrors = replace(mirrors, security=None)
-    apt = Apt(scratch / "apt", SUITES[series], mirrors)
+    apt = Apt(scratch / "apt", suite_of(name), mirrors)
     release, version = apt.newest(series)
     known = cached(name)
     if known and known.package_version == version:
@@ -321,18 +329,17 @@ class Apt:
         return version[1], depends[1] if depends else ""
 
     def newest(self, series: str) -> tuple[str, str]:
-        """Release and package version of the newest kernel of a series."""
+        """Release and package version of the newest kernel of a series, or of one release."""
         release = image_dependency(self.show(METAPACKAGE)[1])
         if not release.startswith(f"{series}."):
             # A suite such as backports moves on to the next series, and keeps the old for a while.
             prefix = "linux-image-"
-            names = run_program(self.command("apt-cache", "pkgnames", f"{prefix}{series}.")).split()
-            releases = [name.removeprefix(prefix) for name in names]
-            found = newest_release(releases)
+            names = run_program(self.command("apt-cache", "pkgnames", f"{prefix}{series}")).split()
+            found = newest_release([name.removeprefix(prefix) for name in names], series)
             if found is None:
                 raise LabError(
                     f"{self.suite} has no kernel {series} any more (it has {release}): "
-                    f"change SUITES in {Path(__file__).name}, or use --kernel PATH"
+                    f"change SUITES or RELEASES in {Path(__file__).name}, or use --kernel PATH"
                 )
             release = found
         return release, self.show(f"linux-image-{release}")[0]
@@ -383,10 +390,12 @@ def image_dependency(depends: str) -> str:
     return match[1]
 
 
-def newest_release(releases: Sequence[str]) -> str | None:
+def newest_release(releases: Sequence[str], series: str) -> str | None:
     """The newest generic kernel: not -cloud (has no 9p), not -rt, not -dbg, not -unsigned."""
-    generic = [r for r in releases if re.fullmatch(r"[\d.]+(-\d+)?([+~][\w.]+)?-amd64", r)]
-    return max(generic, key=lambda r: [int(n) for n in re.findall(r"\d+", r)], default=None)
+    form = re.compile(rf"({re.escape(series)}(\.[\d.]+)?(-\d+)?([+~][\w.]+)?)-amd64")
+    generic = [found for release in releases if (found := form.fullmatch(release))]
+    newest = max(generic, key=lambda m: [int(n) for n in re.findall(r"\d+", m[1])], default=None)
+    return newest and newest[0]
 
 
 # Helpers

@@ -107,9 +107,29 @@ def test_the_newest_generic_kernel_of_a_series() -> None:
         "7.3.13+deb13-amd64-unsigned",
         "7.3.13+deb13-amd64-dbg",
     ]
-    assert kernels.newest_release(releases) == "7.3.12+deb13-amd64"
-    assert kernels.newest_release(["6.1.0-9-amd64", "6.1.0-56-amd64"]) == "6.1.0-56-amd64"
-    assert kernels.newest_release([]) is None
+    assert kernels.newest_release(releases, "7.3") == "7.3.12+deb13-amd64"
+    older = ["6.1.0-9-amd64", "6.1.0-56-amd64", "6.12.117+deb13-amd64", "6.19.1+deb13-amd64"]
+    assert kernels.newest_release(older, "6.1") == "6.1.0-56-amd64"
+    assert kernels.newest_release([], "7.3") is None
+
+
+def test_one_release_of_a_series() -> None:
+    releases = [
+        "6.12.107+deb13-amd64",
+        "6.12.107+deb13.1-amd64",
+        "6.12.107+deb13-cloud-amd64",
+        "6.12.1070+deb13-amd64",
+        "6.12.117+deb13-amd64",
+    ]
+    assert kernels.newest_release(releases, "6.12.107") == "6.12.107+deb13.1-amd64"
+    assert kernels.newest_release(releases, "6.12.108") is None
+
+
+def test_every_name_has_a_suite() -> None:
+    assert {kernels.suite_of(name) for name in kernels.NAMES} == {
+        "bullseye", "bookworm", "trixie", "trixie-backports",
+    }  # fmt: skip
+    assert kernels.suite_of("6.12.107") == kernels.suite_of("6.12") == "trixie"
 
 
 def image(path: Path, release: str = "6.12.1-mine") -> Path:
