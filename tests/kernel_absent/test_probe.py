@@ -14,7 +14,7 @@ import pytest
 import pyktls
 from pyktls import Cause, Direction, linux
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3
-from support.probing import in_child
+from support.probing import FILTER, check_every_no, in_child, in_fork
 
 
 def config_tls():
@@ -70,6 +70,10 @@ def test_why(found):
     assert found.module.path is None
 
 
+def test_every_no_says_why_and_what_would_help(found):
+    check_every_no(found.as_dict())
+
+
 def test_everything_that_stands_on_it_says_the_same(found):
     for aead in AEADS:
         for version in (TLS_1_2, TLS_1_3):
@@ -118,6 +122,30 @@ def test_in_a_user_namespace():
     assert child.support["module"]["autoload"]["code"] in ("privilege", "not-built")
     if child.code == "no-module":
         assert child.tls["remedy"].startswith("on the host, outside of the container")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", ["setsockopt", "getsockopt", "socket"])
+def test_under_a_filter(call, number):
+    """What is forbidden is said to be forbidden, not to be absent."""
+    other = in_fork(FILTER.format(call, number, None))
+    assert (other.code, other.tls["errno"]) == ("blocked", number)
+    assert "seccomp" in other.tls["remedy"]
+
+
+def test_without_proc():
+    mount = 'mount -t tmpfs none /proc && exec "$@"'
+    other = in_child(prefix=("unshare", "--mount", "sh", "-c", mount, "sh"))
+    assert (other.code, other.support["module"]["state"]) == ("no-module", "unknown")
+    assert other.support["module"]["autoload"]["remedy"] == (
+        "have /proc mounted where this process runs"
+    )
+
+
+def test_unprivileged():
+    other = in_child(prefix=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"))
+    assert not other.tls["yes"]
+    assert other.support["module"]["autoload"]["code"] in ("privilege", "not-built")
 
 
 def test_as_text(found):

@@ -15,11 +15,14 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyktls
 
 from . import seccomp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
@@ -104,8 +107,29 @@ def in_fork(before: str) -> Child:
     return _child(report)
 
 
+def answers(value: Any) -> Iterator[dict[str, Any]]:
+    """All answers within what as_dict() gives."""
+    if isinstance(value, dict):
+        if "remedy" in value:
+            yield value
+        for part in value.values():
+            yield from answers(part)
+
+
+def check_every_no(support: dict[str, Any]) -> None:
+    """Every "no" has its reason, what would help, and a cause; a "yes" has nothing to help."""
+    found = list(answers(support))
+    assert len(found) > 40
+    for answer in found:
+        assert answer["reason"], answer
+        assert answer["yes"] is (answer["code"] == "yes"), answer
+        assert bool(answer["remedy"]) is not answer["yes"], answer
+
+
 def _child(text: str) -> Child:
     report = json.loads(text)
+    for support in (report["support"], report["again"]):
+        check_every_no(support)
     assert report["descriptors"][0] == report["descriptors"][1]
     assert report["threads"][0] == report["threads"][1]
     assert all(len(line) <= 80 for line in report["text"].splitlines())

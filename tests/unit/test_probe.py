@@ -549,7 +549,7 @@ def test_nothing_is_known(files: Files) -> None:
         Answer(
             False,
             "/proc does not tell which privileges this process has",
-            None,
+            "have /proc mounted where this process runs",
             Cause.NOT_TRIED,
         ),
     )

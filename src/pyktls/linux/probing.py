@@ -225,7 +225,7 @@ def _autoload(state: str, who: Privileges) -> Answer:
         )
     if who.net_admin is None or who.initial_user_namespace is None:
         return Answer(
-            False, "/proc does not tell which privileges this process has", None, Cause.NOT_TRIED
+            False, "/proc does not tell which privileges this process has", _PROC, Cause.NOT_TRIED
         )
     if state == "missing":
         return Answer(False, "the module's file is not there", NO_TLS_REMEDY, Cause.NO_MODULE)
@@ -238,6 +238,8 @@ _AT_BOOT = (
     "kernel.modules_disabled cannot be taken back"
 )
 _POLICY = "have the seccomp profile or the security policy of this process allow TCP_ULP"
+_PROC = "have /proc mounted where this process runs"
+_HONEST = "a kernel that does as it says: gVisor, for one, answers every option with success"
 _ON_HOST = (
     "on the host, outside of the container, an administrator loads it with `modprobe tls`, and for "
     "every boot with a line `tls` in /etc/modules-load.d/tls.conf"
@@ -322,7 +324,7 @@ def _pretended(error: Exception) -> Answer:
     return Answer(
         False,
         f"{error}: it has no kernel TLS",
-        "a kernel that does as it says: gVisor, for one, answers every option with success",
+        _HONEST,
         Cause.PRETENDED,
         cause.errno if isinstance(cause, OSError) else None,
     )
@@ -564,7 +566,7 @@ class _Connection(TrialConnection):
 def _kept(kept: bool) -> Answer:
     if kept:
         return Answer(True, "the kernel takes it and reads it back")
-    return Answer(False, "the kernel takes it and reads back otherwise", None, Cause.PRETENDED)
+    return Answer(False, "the kernel takes it and reads back otherwise", _HONEST, Cause.PRETENDED)
 
 
 def _second_keys(sock: socket.socket, option: int, info: CryptoInfo) -> Answer:
@@ -599,7 +601,7 @@ def _counters() -> Answer:
         tls_stat()
     except Unavailable:
         if _read("/proc/self/status") is None:
-            return Answer(False, f"{path} cannot be read: /proc is not there", None, Cause.BLOCKED)
+            return Answer(False, f"{path} cannot be read: /proc is not there", _PROC, Cause.BLOCKED)
         since = "Linux has it since 5.5"
         return Answer(False, f"{path} does not exist", since, Cause.TOO_OLD, errno.ENOENT)
     return Answer(True, f"{path} can be read")
