@@ -27,7 +27,7 @@ from pyktls.ciphers import TLS_1_2, TLS_1_3
 from pyktls.serve import files, sending
 from support import tls
 from support.kernel import OPENSSL_VERSIONS, VERSION_NAMES
-from support.serving import TIMEOUT, Running, get
+from support.serving import TIMEOUT, Running, get, received_after_the_end
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -183,6 +183,27 @@ def test_a_client_that_has_sent_close_notify_gets_its_file_with_tls_1_3(root):
     assert received > SIZE
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 2000])
+def test_all_that_was_asked_for_before_close_notify_is_answered(root, count):
+    with Running(root, require=True) as server:
+        received = received_after_the_end(server.port, get("/small") * count)
+        server.wait_until_alone()
+        assert received.count(b"HTTP/1.1 200 ") == count
+        assert [line.rsplit(" ", 1)[1] for line in server.lines()] == ["10"] * count
+
+
+def test_files_that_were_asked_for_before_close_notify_come_whole(root):
+    size = 5 * MIB
+    part = get("/big", f"Range: bytes=0-{size - 1}")
+    with Running(root, require=True) as server:
+        received = received_after_the_end(server.port, part * 2 + get("/small"))
+        server.wait_until_alone()
+        assert received.count((root / "big").read_bytes()[:size]) == 2
+        assert received.endswith(b"\r\n\r\n0123456789")
+        sizes = [str(size)] * 2 + ["10"]
+        assert [line.rsplit(" ", 1)[1] for line in server.lines()] == sizes
+
+
 def test_a_client_that_goes_away_during_sendfile_is_noticed(root):
     with Running(root) as server:
         # Again and again: it depends on when exactly the reset comes.
@@ -238,9 +259,12 @@ def test_the_command(root):
     command = [sys.executable, "-m", "pyktls", "serve", str(root), "--selfsigned", "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            lines = [process.stdout.readline() for _ in range(3)]
-            url = re.search(r"https://\S+", lines[0])[0]
-            assert lines[2] == "pyktls serve: TLS is done by the kernel\n"
+            lines = []
+            while not lines or not lines[-1].startswith("pyktls serve: TLS "):
+                lines.append(process.stdout.readline())
+                assert lines[-1]
+            url = re.search(r"https://\S+", "".join(lines))[0]
+            assert lines[-1] == "pyktls serve: TLS is done by the kernel\n"
             before = linux.tls_stat()
             got = subprocess.run(
                 ["curl", "-sSk", "--fail", "-r", f"0-{8 * MIB - 1}", f"{url}big"],

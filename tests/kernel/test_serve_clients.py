@@ -11,6 +11,7 @@ from support import serving
 
 # pytest takes tests and fixtures from wherever they are imported.
 from unit.test_serve_server import *  # noqa: F403
+from unit.test_serve_server import _files_that_were_left_alone  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -136,6 +136,17 @@ def get(path: str, *fields: str, method: str = "GET") -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
+def unfolded(lines: list[str]) -> list[str]:
+    """What the command says at its start, each on one line again."""
+    whole: list[str] = []
+    for line in lines:
+        if line.startswith("  "):
+            whole[-1] += " " + line.strip()
+        else:
+            whole.append(line)
+    return whole
+
+
 @dataclass
 class Reply:
     """A response, as it was received."""
@@ -200,3 +211,52 @@ class Client:
         except (ConnectionError, ssl.SSLEOFError):
             pass
         return bytes(received)
+
+
+def received_after_the_end(
+    port: int,
+    requests: bytes,
+    *,
+    first: bytes = b"",
+    notify: bool = True,
+    fin: bool = False,
+) -> bytes:
+    """What comes to a client that sends ``requests`` and its end at one go, and then reads.
+
+    The end is close_notify, or that of its side of the TCP connection, or both.  ``first`` is a
+    request that has been answered before: a kernel takes no connection that has ended.
+    """
+    # In memory: Python's unwrap would meet responses that are here already, which is an error.
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = tls.client_context().wrap_bio(incoming, outgoing, server_hostname=tls.HOST)
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
+
+        def receive(call: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    return call()
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    data = sock.recv(65536)
+                    assert data
+                    incoming.write(data)
+
+        receive(client.do_handshake)
+        if first:
+            client.write(first)
+            assert receive(lambda: client.read(65536)).startswith(b"HTTP/1.1 200 ")
+        client.write(requests)
+        if notify:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.unwrap()
+        sock.sendall(outgoing.read())
+        if fin:
+            sock.shutdown(socket.SHUT_WR)
+        received = bytearray()
+        with contextlib.suppress(ConnectionError):
+            while data := sock.recv(65536):
+                incoming.write(data)
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                    while data := client.read(65536):
+                        received += data
+    return bytes(received)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import types
 from typing import Any, Self
 
 import h11
@@ -27,7 +28,7 @@ from pyktls import Error, Unavailable, serve
 from pyktls.__main__ import main
 from pyktls.serve import certificates, command
 from support import tls
-from support.serving import TIMEOUT, get
+from support.serving import TIMEOUT, get, unfolded
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVE = [sys.executable, "-m", "pyktls", "serve"]
@@ -63,17 +64,22 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.output: list[str] = []
+        self._lines: list[str] = []
+
+    @property
+    def output(self) -> list[str]:
+        """What it has said so far; before its end perhaps not all of who does TLS."""
+        return unfolded(self._lines)
 
     def __enter__(self) -> Self:
         assert self.process.stdout is not None
-        # A line for each address, of which a name may have two; the certificate; who does TLS.
-        while not self.output or " TLS is done by " not in self.output[-1]:
+        # One for each address, of which a name may have two; the certificate; who does TLS.
+        while not self._lines or " TLS is done by " not in self._lines[-1]:
             line = self.process.stdout.readline()
             if not line:
                 self.process.kill()
                 pytest.fail(f"it ended: {self.process.communicate()[1]}")
-            self.output.append(line.rstrip("\n"))
+            self._lines.append(line.rstrip("\n"))
         found = re.search(r" at https://([\d.]+|\[[\da-f:]+\]):(\d+)/$", self.output[0])
         assert found, self.output
         self.host, self.port = found[1].strip("[]"), int(found[2])
@@ -93,7 +99,7 @@ class Command:
 
     def ended(self) -> int:
         out, err = self.process.communicate(timeout=TIMEOUT)
-        self.output += out.splitlines()
+        self._lines += out.splitlines()
         assert err == ""
         return self.process.returncode
 
@@ -174,7 +180,7 @@ def test_with_json_it_says_why_it_cannot(root, monkeypatch, capsys):
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert found["event"] == "error"
-    assert said.err == f"pyktls serve: {found['error']}\n"
+    assert unfolded(said.err.splitlines()) == [f"pyktls serve: {found['error']}"]
     monkeypatch.setitem(sys.modules, "h11", None)
     assert main(["serve", str(root), "--json", "--selfsigned"]) == 2
     assert "pyktls[serve]" in json.loads(capsys.readouterr().out)["error"]
@@ -313,13 +319,13 @@ def test_an_openssl_that_fails(root, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "cryptography", None)
     monkeypatch.setattr(certificates.shutil, "which", lambda _: str(program))
     assert main(["serve", str(root), "--selfsigned"]) == 2
-    assert "no entropy" in capsys.readouterr().err
+    assert "no entropy" in unfolded(capsys.readouterr().err.splitlines())[0]
 
 
 def test_without_h11_it_says_what_to_install(root, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "h11", None)
     assert main(["serve", str(root), "--selfsigned"]) == 2
-    assert 'pip install "pyktls[serve]"' in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[1] == '  -> pip install "pyktls[serve]"'
     with pytest.raises(Unavailable, match=r"pyktls\[serve\]"):
         serve.create_server  # noqa: B018
     with pytest.raises(AttributeError):
@@ -431,6 +437,29 @@ def test_only_ciphers_that_a_kernel_can_do(files):
 def test_urls():
     assert command.url_of(("127.0.0.1", 1)) == "https://127.0.0.1:1/"
     assert command.url_of(("::1", 1, 0, 0)) == "https://[::1]:1/"
+
+
+def test_what_it_says_fits_80_columns(monkeypatch, capsys):
+    why = "TLS is done by OpenSSL, not by the kernel: " + "there is no kernel TLS here; " * 5
+    monkeypatch.setattr(command, "who_does_tls", why.strip)
+    options = argparse.Namespace(directory="/", json=False)
+    sockets = [
+        socket.create_server(("127.0.0.1", 0)),
+        types.SimpleNamespace(getsockname=lambda: ("2001:db8:" + "1234:" * 5 + "5678", 8443, 0, 0)),
+    ]
+    with sockets[0]:
+        server = types.SimpleNamespace(sockets=sockets)
+        about = "a certificate of its own, SHA-256 " + "0123456789abcdef" * 4
+        lines = command.startup_lines(options, server, about)
+        said = [f"/ at {command.url_of(sock.getsockname())}" for sock in sockets]
+    assert max(map(len, lines)) <= 80
+    whole = [f"pyktls serve: {text}" for text in (*said, about, why.strip())]
+    assert unfolded(lines) == whole
+    assert len(lines) > len(whole)
+    serve.cannot_run(Error("it cannot be done, " * 10), options)
+    lines = capsys.readouterr().err.splitlines()
+    assert 70 < max(map(len, lines)) <= 80
+    assert unfolded(lines) == ["pyktls serve: " + ("it cannot be done, " * 10).strip()]
 
 
 def test_help(capsys):

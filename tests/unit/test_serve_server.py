@@ -23,9 +23,17 @@ import types
 import pytest
 
 from pyktls import InvalidValue
-from pyktls.serve import Limits, conditions, create_server, progress, sending, service
+from pyktls.serve import (
+    Limits,
+    conditions,
+    create_server,
+    progress,
+    requests,
+    sending,
+    service,
+)
 from support import tls
-from support.serving import TIMEOUT, Running, get
+from support.serving import TIMEOUT, Running, get, received_after_the_end
 
 BIG = 3_000_000
 CONTENT = random.Random(5).randbytes(BIG)  # noqa: S311  (no secret)
@@ -178,6 +186,32 @@ def test_pipelined_requests_of_a_client_that_does_not_read_wait_in_its_own_buffe
             client.send(request * 1_000_000)
 
 
+def test_pipelined_requests_of_a_client_that_reads_wait_there_too(root, monkeypatch):
+    """What the server holds of them does not grow: see serve/connection.py."""
+    limits = Limits()
+    held = [0]
+    original = requests.Requests.receive
+
+    def receive(self, data):
+        original(self, data)
+        held[0] = max(held[0], len(self._connection.trailing_data[0]))
+
+    monkeypatch.setattr(requests.Requests, "receive", receive)
+    count = 4000
+    with (
+        Running(root) as server,
+        server.connect() as client,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        sending_ = pool.submit(client.send, get("/small.txt") * count)
+        for _ in range(count):
+            assert client.reply().body == b"0123456789"
+        sending_.result(TIMEOUT)
+        client.send(get("/nothing"))
+        assert client.reply().status == 404
+    assert held[0] <= limits.target + limits.fields_size + service.BUFFER_SIZE == 88 * 1024
+
+
 def test_a_request_in_pieces(server):
     with server.connect() as client:
         for byte in get("/small.txt", "X: y"):
@@ -207,6 +241,54 @@ def test_the_end_when_the_client_wants_it(server):
             assert reply.body == b"0123456789"
             assert reply.fields["connection"] == "close"
             assert client.rest() == b""
+
+
+def test_what_comes_behind_the_last_request_does_not_cost_its_response(root):
+    """What is unread at the close resets the connection."""
+    (root / "big").write_bytes(CONTENT * 20)  # more than buffers take
+    with (
+        with_limits(root, linger_timeout=TIMEOUT) as server,
+        server.connect(receive_buffer=65536) as client,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        client.send(get("/big", "Connection: close"))
+        status, fields = client.header()
+        assert (status, fields["connection"]) == (200, "close")
+        pool.submit(client.send, get("/small.txt") * 20_000)
+        for _ in range(20):
+            assert client.file.read(BIG) == CONTENT
+
+
+@pytest.mark.parametrize("end", ["close_notify", "FIN", "both"])
+@pytest.mark.parametrize("count", [1, 2, 10, 2000])
+def test_no_response_is_logged_as_sent_that_was_not(server, count, end):
+    """Whatever the client's end does to those that are not out yet."""
+    received = received_after_the_end(
+        server.port,
+        get("/small.txt") * count,
+        first=get("/empty"),
+        notify=end != "FIN",
+        fin=end != "close_notify",
+    )
+    server.wait_until_alone()
+    arrived = received.count(b"HTTP/1.1 200 ")
+    lines = server.lines()[1:]
+    sent = [line.rsplit(" ", 1)[1] for line in lines].count("10")
+    assert 1 <= sent <= arrived <= count
+    if end == "close_notify":
+        assert sent == arrived == len(lines)
+
+
+@pytest.mark.parametrize("size", [300_000, 700_000, 2_000_000])
+def test_no_file_is_logged_as_sent_that_was_not(server, root, size):
+    (root / "big").write_bytes(CONTENT[:size])
+    for _ in range(5):
+        received = received_after_the_end(
+            server.port, get("/big"), first=get("/empty"), notify=False, fin=True
+        )
+        server.wait_until_alone()
+        if received.partition(b"\r\n\r\n")[2] != CONTENT[:size]:
+            assert server.lines()[-1].endswith(" 200 -")
 
 
 def test_a_client_that_ends_its_side_gets_what_it_asked_for(server):
@@ -557,6 +639,22 @@ def test_what_has_arrived():
     for sock in (None, near):  # closed
         assert progress.acknowledged(sock) is None
         assert progress.outstanding(sock) is None
+
+
+def test_whether_the_peer_has_left():
+    near, far = tls.tcp_pair()
+    with near, far:
+        assert not progress.has_left(near)
+        far.sendall(b"x")
+        far.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + TIMEOUT
+        assert not progress.has_left(near)  # there is something to be read
+        assert near.recv(10) == b"x"
+        while not progress.has_left(near):
+            assert time.monotonic() < end
+        assert not progress.has_left(far)
+    for sock in (None, near):  # closed
+        assert progress.has_left(sock)
 
 
 # ---- many ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from pyktls.commands.terminal import fold
 from pyktls.errors import Error, Unavailable
 
 if TYPE_CHECKING:
@@ -133,7 +134,12 @@ def _grace(text: str) -> float:
 
 def cannot_run(error: Exception, options: argparse.Namespace) -> int:
     """Say why, and return the exit status."""
-    print(f"pyktls serve: {error}", file=sys.stderr)
+    remedy = getattr(error, "remedy", None)
+    text = str(error).removesuffix(f"; {remedy}")
+    lines = fold(f"pyktls serve: {text}", indent="  ")
+    if remedy is not None:  # on a line of its own: it may be a command to be copied
+        lines += fold(f"-> {remedy}", "  ", "     ")
+    print("\n".join(lines), file=sys.stderr)
     if options.json:
         print(json.dumps({"event": "error", "error": str(error)}))
     return CANNOT_RUN

@@ -12,6 +12,7 @@ import ssl
 import sys
 from typing import TYPE_CHECKING
 
+from pyktls.commands.terminal import fold
 from pyktls.errors import Error
 from pyktls.probe import probe
 
@@ -122,8 +123,8 @@ def startup_lines(options: argparse.Namespace, server: Server, about: str) -> li
         return [
             json.dumps({"event": "listening", "url": url, **common, "tls": who}) for url in urls
         ]
-    lines = [f"pyktls serve: {place} at {url}" for url in urls]
-    return [*lines, f"pyktls serve: {about}", f"pyktls serve: {who}"]
+    told = [*(f"{place} at {url}" for url in urls), about, who]
+    return [line for text in told for line in fold(f"pyktls serve: {text}", indent="  ")]
 
 
 def url_of(address: tuple[str | int, ...]) -> str:

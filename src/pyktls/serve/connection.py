@@ -5,9 +5,15 @@ makes headers, ``site`` decides what the response is, ``sending`` gets it out.
 
 A connection is in one of four states.  READING: it waits for a request, or is in the midst of one.
 SENDING: a response is on its way; what comes meanwhile is not looked at.  LINGERING: the last
-response is out, and the client has not sent all of its request; closing now would make TCP reset
-the connection, and the client might lose the response (RFC 9112 section 9.6), so what it sends is
-thrown away for a while.  CLOSING: the transport is closing.  There is one deadline at a time.
+response is out, and the client has not sent all of its request, or has sent more than that; closing
+now would make TCP reset the connection, and the client might lose the response (RFC 9112 section
+9.6), so what it sends is thrown away for a while.  CLOSING: the transport is closing.  There is one
+deadline at a time.
+
+Requests may come before their turn (pipelining).  Other connections have theirs between two of
+them, and nothing more is received until all that has come is used up.  So what is held for one is
+never more than the beginning of a header, which h11 limits to ``target`` and ``fields_size`` of the
+limits together, and one buffer behind it: 88 KiB.
 
 The buffer that is received into belongs to the whole server: the bytes are taken out of it before
 the next connection's callback, so an idle connection holds none.
@@ -101,8 +107,8 @@ class Connection(asyncio.BufferedProtocol):
         self._requests.receive(data)
         if self._state is State.READING:
             self._proceed()
-        else:
-            self._transport.pause_reading()  # until the response is out
+        if self._state is State.SENDING and self._requests.pending:
+            self._hold_back()
 
     def eof_received(self) -> bool:
         """The client has nothing more to say; what it has asked for is still sent, if it can be."""
@@ -111,8 +117,7 @@ class Connection(asyncio.BufferedProtocol):
             self._proceed()
         elif self._state is State.LINGERING:
             self._close()
-        # asyncio's own TLS cannot send after it has received close_notify, and warns if asked to.
-        return self._state is State.SENDING and not self._sender.by_asyncio
+        return self._sender.half_closes and self._state is not State.CLOSING
 
     def pause_writing(self) -> None:
         """Not everything that was written is gone."""
@@ -135,9 +140,14 @@ class Connection(asyncio.BufferedProtocol):
         """Read what has come up to the end of one request, and respond to that."""
         if self._state is not State.READING:
             return
+        if self._transport.is_closing():
+            self._close()
+            return
         try:
             if self._requests.read():
                 self._answer()
+            else:
+                self._transport.resume_reading()  # all that was here is used up
         except RequestProblem as e:
             self._refuse(e.status)
         except Ended:
@@ -154,6 +164,11 @@ class Connection(asyncio.BufferedProtocol):
             request.method, request.target, requests.fields, time.time()
         )
         self._respond(response, last=service.stopping)
+
+    def _hold_back(self) -> None:
+        """Receive nothing more until what has come has been looked at."""
+        self._sender.late = True
+        self._transport.pause_reading()
 
     def _refuse(self, status: int) -> None:
         """Respond to what is no request that is taken, and end the connection."""
@@ -177,12 +192,12 @@ class Connection(asyncio.BufferedProtocol):
         """The sender has done what it could."""
         if outcome is Outcome.FAILED:
             self.abort()
-        elif outcome is Outcome.SHORT:
+        elif outcome is Outcome.SENT:
+            self._sent()
+        else:
             # The client sees that from Content-Length: nothing is put in the place of the rest.
             self._unsent()
-            self._close()
-        else:
-            self._sent()
+            self._end(more=not self._transport.is_reading())
 
     def _sent(self) -> None:
         """A response is out: go on, or end."""
@@ -196,13 +211,14 @@ class Connection(asyncio.BufferedProtocol):
         requests = self._requests
         requests.begin_next()
         self._state = State.READING
-        self._transport.resume_reading()
         self._begun = requests.pending
         if self._begun:
             # The next request is here already; others have their turn before it.
+            self._hold_back()
             self._deadline.set(self._limits.request_timeout)
             self._service.loop.call_soon(self._proceed)
         else:
+            self._transport.resume_reading()
             self._deadline.set(self._limits.idle_timeout)
 
     def _unsent(self) -> None:
@@ -222,8 +238,20 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self) -> None:
         """The last response is out."""
         if self._requests.whole:
+            self._end(more=self._requests.pending)
+        else:
+            self._linger()
+
+    def _end(self, *, more: bool) -> None:
+        """Nothing more is sent; whether the client has sent ``more`` than was looked at."""
+        # asyncio's own TLS does not read on when it closes, as ours does, but breaks off.
+        if more and self._sender.by_asyncio:
+            self._linger()
+        else:
             self._close()
-            return
+
+    def _linger(self) -> None:
+        """Throw away what still comes, for a while."""
         self._state = State.LINGERING
         self._transport.resume_reading()
         self._deadline.set(self._limits.linger_timeout)
@@ -233,13 +261,14 @@ class Connection(asyncio.BufferedProtocol):
         self._state = State.CLOSING
         self._sender.watch()
         self._deadline.set(self._limits.linger_timeout)
-        self._transport.close()
+        if not self._transport.is_closing():  # asyncio's forgets its connection the second time
+            self._transport.close()
 
     def stop(self) -> None:
         """End when the response that is on its way is out; at once if there is none."""
         if self._state is State.READING:
             self._settled = self._sender.has_arrived()
-            self._close()
+            self._end(more=not self._transport.is_reading())
 
     def cut_off(self) -> bool:
         """End at once; whether that takes a part of a response from the client."""

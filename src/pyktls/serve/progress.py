@@ -1,4 +1,4 @@
-"""How much of what was sent has arrived, as the kernel knows it."""
+"""How much of what was sent has arrived, and whether the peer is there, as the kernel knows it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import termios
 from typing import Any
 
-__all__ = ["acknowledged", "outstanding"]
+__all__ = ["acknowledged", "has_left", "outstanding"]
 
 # struct tcp_info of linux/tcp.h: __u8 tcpi_state is the first, and at this offset there is
 # __u64 tcpi_bytes_acked, since Linux 4.1.
@@ -47,3 +47,16 @@ def outstanding(sock: Any) -> int | None:
     except (OSError, ValueError):
         return None
     return number[0]
+
+
+def has_left(sock: Any) -> bool:
+    """Whether the peer has ended its side of the connection, and all that it sent has been read."""
+    if sock is None:
+        return True
+    try:
+        with socket.fromfd(sock.fileno(), sock.family, sock.type) as same:
+            return not same.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -53,8 +53,8 @@ class Requests:
     __slots__ = ("_connection", "_ended", "_limits", "_size", "fields", "request", "whole")
 
     def __init__(self, limits: Limits) -> None:
-        self._connection = h11.Connection(h11.SERVER, limits.target + limits.fields_size)
         self._limits = limits
+        self._connection = self._new_connection()
         self._ended = False
         self._size = 0  # of the content so far
         #: The request that is read or answered, and its fields by their lower-case names.
@@ -62,6 +62,9 @@ class Requests:
         self.fields: dict[bytes, bytes] = {}
         #: Nothing of it is still to come.
         self.whole = False
+
+    def _new_connection(self) -> h11.Connection:
+        return h11.Connection(h11.SERVER, self._limits.target + self._limits.fields_size)
 
     def receive(self, data: bytes) -> None:
         """Take what has come; nothing for the end."""
@@ -145,7 +148,16 @@ class Requests:
 
     def begin_next(self) -> None:
         """The response is out: on to the next request."""
-        self._connection.start_next_cycle()
+        data = self._connection.trailing_data[0]
+        if data.startswith(b"\r\n"):
+            # An empty line before it, which h11 takes for the request.
+            self._connection = self._new_connection()
+            if len(data) > 2:
+                self._connection.receive_data(data[2:])
+            if self._ended:
+                self._connection.receive_data(b"")
+        else:
+            self._connection.start_next_cycle()
         self.request, self.fields, self.whole = None, {}, False
 
     def __bytes__(self) -> bytes:

@@ -6,7 +6,10 @@ see them.  What is smaller is one write.
 
 Where asyncio's own TLS has the connection there is nothing to be gained by sendfile, which does not
 even notice there that the client is gone.  The file is then read and written in pieces, one at a
-time, each when the one before is gone.
+time, each when the one before is gone.  Once the client has ended its TCP stream without
+close_notify, asyncio's own TLS throws away what is written, and does not tell.  So what goes out
+later than in the callback in which its request came counts as sent only if the socket was not at
+its end before.
 
 A client may read slowly.  One that does not read at all is noticed by its TCP acknowledging nothing
 for a while: how much it has acknowledged is asked of the kernel, each time that the deadline has
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls import aio
 
-from .progress import acknowledged, outstanding
+from .progress import acknowledged, has_left, outstanding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +53,8 @@ class Outcome(enum.Enum):
     SENT = enum.auto()
     #: The file has become shorter than what was announced.
     SHORT = enum.auto()
+    #: It may have been thrown away.
+    UNKNOWN = enum.auto()
     #: The client is gone, or the file cannot be read.
     FAILED = enum.auto()
 
@@ -58,8 +63,8 @@ class Sender:
     """Sends one response at a time over ``transport``, and calls ``over`` when that is out."""
 
     __slots__ = (
-        "_acknowledged", "_deadline", "_loop", "_next", "_over", "_paused", "_since", "_task",
-        "_timeout", "_transport", "by_asyncio",
+        "_acknowledged", "_deadline", "_doubtful", "_loop", "_next", "_over", "_paused", "_since",
+        "_task", "_timeout", "_transport", "by_asyncio", "half_closes", "late",
     )  # fmt: skip
 
     def __init__(
@@ -82,9 +87,20 @@ class Sender:
         self._task: asyncio.Task[None] | None = None
         #: Whether asyncio's own TLS carries the connection.
         self.by_asyncio = not isinstance(transport, aio.KTLSTransport)
+        #: Whether it can go on after the client's close_notify.  asyncio's own TLS cannot, with TLS
+        #: 1.2 nobody can, and who is asked to logs a warning.
+        self.half_closes = (
+            not self.by_asyncio and transport.get_extra_info("ssl_object").version() == "TLSv1.3"
+        )
+        #: Something goes out later than in the callback in which its request came.
+        self.late = False
+        self._doubtful = False  # what was written may have been thrown away
 
     def send(self, header: bytes, response: Response) -> None:
         """Send it; ``over`` may be called before this returns."""
+        if self._transport.is_closing():  # it would take it without a word
+            self._over(Outcome.FAILED)
+            return
         file, content = response.file, response.body
         if file is not None and response.count <= COPIED:
             try:
@@ -93,7 +109,7 @@ class Sender:
                 self._over(Outcome.FAILED)
                 return
             file = None
-        self._transport.write(header + content)
+        self._write(header + content)
         if file is not None and self.by_asyncio:
             self._write_file(file, response.offset, response.count)
         elif file is not None:
@@ -103,6 +119,11 @@ class Sender:
             self._over(Outcome.SHORT)
         else:
             self._drain()
+
+    def _write(self, data: bytes) -> None:
+        if self.by_asyncio and self.late:
+            self._doubtful = has_left(self._transport.get_extra_info("socket"))
+        self._transport.write(data)
 
     def _start(self, file: File, offset: int, count: int) -> None:
         work = self._send_file(file, offset, count)
@@ -145,19 +166,24 @@ class Sender:
         except OSError:
             self._over(Outcome.FAILED)
             return
-        self._transport.write(data)
+        self._write(data)
         if len(data) < size:
             self._over(Outcome.SHORT)
         elif size == count:
             self._drain()
         else:
+            self.late = True
             self._next = lambda: self._write_file(file, offset + size, count - size)
             if not self._paused:
                 self._loop.call_soon(self._go_on)  # others have their turn before
 
     def _drain(self) -> None:
         """All is written; is it gone, too?"""
-        if self._paused:
+        if self._transport.is_closing():  # the write has failed
+            self._over(Outcome.FAILED)
+        elif self._doubtful:
+            self._over(Outcome.UNKNOWN)
+        elif self._paused:
             self._next = lambda: self._over(Outcome.SENT)
             self.watch()
         else:
