@@ -6,12 +6,14 @@ The other end is an ``ssl.SSLSocket`` whose context was never watched.
 from __future__ import annotations
 
 import array
+import copy
 import errno
 import hashlib
 import http.client
 import http.server
 import io
 import os
+import pickle
 import select
 import signal
 import socket
@@ -22,9 +24,10 @@ from typing import Self
 import pytest
 
 import pyktls
-from pyktls import InvalidType, InvalidValue, Role, TruncationError
+from pyktls import InvalidType, InvalidValue, Role, TruncationError, linux
 from pyktls.ciphers import TLS_1_2, TLS_1_3
 from support import kernel, tls
+from support.counting import counted
 from support.kernel import (
     TIMEOUT,
     Background,
@@ -112,6 +115,27 @@ def test_the_ways_to_send(ends_of_each_version):
     assert sock.sendmsg([b"x"] * 1000) == 1000
     expected = b"send sendall memoryview    gathered!" + b"x" * 1000
     assert recv_exactly(peer, len(expected)) == expected
+
+
+@pytest.mark.parametrize("way", ["send", "sendall", "sendmsg"])
+def test_a_large_buffer_goes_to_the_kernel_in_one_call(ends_of_each_version, way):
+    """It cuts the records itself; a call for each would be 64 calls."""
+    sock, peer = ends_of_each_version
+    sock.settimeout(None)  # one call of a blocking socket then waits until all is taken
+    data = pattern(MiB)
+
+    def send():
+        if way == "sendmsg":
+            sock.sendmsg([data[:10], data[10:]])
+        else:
+            getattr(sock, way)(data)
+
+    before = linux.get_rec_seq(sock, linux.TLS_TX)
+    with Background(recv_exactly, peer, MiB) as receiver:
+        made = counted(send, "sendmsg", "sendto", "write", "writev", "sendfile", "splice")
+        assert receiver.result() == data
+    assert made == {"sendmsg": 1}
+    assert linux.get_rec_seq(sock, linux.TLS_TX) == before + 64
 
 
 def test_what_cannot_be_sent_is_refused_and_sends_nothing(ends):
@@ -601,13 +625,19 @@ class Interrupted(Exception):
 class Signals:
     """Sends SIGUSR1 to the main thread every 50 ms; the handler counts, or raises once.
 
-    Once, because a second signal may already be on its way when the first one is handled.
+    Once, because a second signal may already be on its way when the first one is handled; and not
+    before the call that is to be ended, which a slow machine may take longer to come to.
     """
 
     def __init__(self, *, raises: bool) -> None:
         self.raises = raises
         self.count = 0
+        self.begun = threading.Event()
         self.stop = threading.Event()
+
+    def during(self, call, *arguments):
+        self.begun.set()
+        return call(*arguments)
 
     def _handle(self, *_: object) -> None:
         self.count += 1
@@ -616,6 +646,7 @@ class Signals:
             raise Interrupted
 
     def _send(self) -> None:
+        self.begun.wait()
         while not self.stop.wait(0.05):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
@@ -623,10 +654,13 @@ class Signals:
         self.previous = signal.signal(signal.SIGUSR1, self._handle)
         self.thread = threading.Thread(target=self._send, daemon=True)
         self.thread.start()
+        if not self.raises:
+            self.begun.set()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop.set()
+        self.begun.set()
         self.thread.join()
         signal.signal(signal.SIGUSR1, self.previous)
 
@@ -663,8 +697,8 @@ def test_a_signal_does_not_end_sendall_nor_spoil_the_stream(ends_of_each_version
 def test_a_handler_that_raises_ends_recv_and_loses_nothing(ends_of_each_version, timeout):
     sock, peer = ends_of_each_version
     sock.settimeout(timeout)
-    with Signals(raises=True), pytest.raises(Interrupted):
-        sock.recv(1)
+    with Signals(raises=True) as signals, pytest.raises(Interrupted):
+        signals.during(sock.recv, 1)
     sock.settimeout(TIMEOUT)
     both_ways(sock, peer)
 
@@ -677,8 +711,8 @@ def test_a_handler_that_raises_ends_sendall_and_the_stream_stays_intact(
     sock, peer = ends_of_each_version
     sock.settimeout(timeout)
     data = pattern(12 * MiB)
-    with Signals(raises=True), pytest.raises(Interrupted):
-        sock.sendall(data)
+    with Signals(raises=True) as signals, pytest.raises(Interrupted):
+        signals.during(sock.sendall, data)
     sock.settimeout(TIMEOUT)
     with Background(recv_to_end, peer) as receiver:
         sock.sendall(b"THE END")
@@ -835,6 +869,29 @@ def test_it_is_a_socket_and_tells_about_the_connection(ends):
     assert sock.pending() == 0
     with pytest.raises(InvalidType, match="cannot be duplicated"):
         sock.dup()
+
+
+def test_there_is_no_second_socket_of_the_descriptor(ends):
+    """Another reader would take records away from the one that knows what they mean."""
+    sock, peer = ends
+    with pytest.raises(InvalidType, match=r"^a KTLSSocket cannot be duplicated"):
+        sock.dup()
+    for another in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot pickle 'KTLSSocket'"):
+            another(sock)
+    both_ways(sock, peer)
+
+
+def test_nor_of_one_that_the_ssl_module_made():
+    contexts = tls.contexts(tls.TLS_1_3)
+    pyktls.wrap_context(contexts[0], require=True)
+    with tls.connect(*contexts) as pair:
+        with pytest.raises(NotImplementedError, match="Can't dup"):
+            pair.client.dup()
+        for another in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=r"cannot pickle '\w*SSLSocket'"):
+                another(pair.client)
+        both_ways(pair.client, pair.server)
 
 
 def test_alpn_is_remembered():

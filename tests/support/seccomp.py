@@ -1,6 +1,7 @@
 """Real seccomp filters, written by hand: system calls of this process fail with a chosen errno.
 
-``refuse`` is for child processes: a filter cannot be taken back.
+``refuse`` is for child processes: a filter cannot be taken back.  (One that counts the calls of a
+thread is in counting.py.)
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ NUMBERS = {
     "x86_64": {
         "socket": 41, "connect": 42, "bind": 49, "sendto": 44, "sendmsg": 46, "recvmsg": 47,
         "setsockopt": 54, "getsockopt": 55, "fcntl": 72, "splice": 275, "sendfile": 40,
-        "memfd_create": 319, "pipe2": 293,
+        "memfd_create": 319, "pipe2": 293, "seccomp": 317, "write": 1, "writev": 20,
     },
     "aarch64": {
         "socket": 198, "connect": 203, "bind": 200, "sendto": 206, "sendmsg": 211, "recvmsg": 212,
         "setsockopt": 208, "getsockopt": 209, "fcntl": 25, "splice": 76, "sendfile": 71,
-        "memfd_create": 279, "pipe2": 59,
+        "memfd_create": 279, "pipe2": 59, "seccomp": 277, "write": 64, "writev": 66,
     },
 }  # fmt: skip
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
