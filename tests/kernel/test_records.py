@@ -20,6 +20,7 @@ from pyktls.ciphers import TLS_1_2, TLS_1_3
 from pyktls.closing import UnreadData
 from support import kernel, tls
 from support.kernel import (
+    CANNOT_FOLLOW,
     ONE_OF_EACH,
     SUITES,
     Background,
@@ -641,11 +642,6 @@ def test_unwrap_flushes_what_msg_more_held_back(suite):
 
 
 # ---- KeyUpdate -------------------------------------------------------------------------------
-
-CANNOT_FOLLOW = (
-    "the peer changed its keys (KeyUpdate), and this kernel cannot follow: Linux can since 6.14 "
-    "([Errno 16] setsockopt(SOL_TLS, TLS_RX): Device or resource busy)"
-)
 
 
 def assert_cannot_follow(sock, wire):

@@ -31,6 +31,7 @@ from pyktls import (
     DirectionKeys,
     HandoffRefused,
     KTLSSocket,
+    RecordError,
     Role,
     Session,
     linux,
@@ -99,6 +100,13 @@ def kernel_can_rekey() -> bool:
                 raise
             return False
         return True
+
+
+#: With this a KeyUpdate of the peer ends the connection where ``kernel_can_rekey`` says no.
+CANNOT_FOLLOW = (
+    "the peer changed its keys (KeyUpdate), and this kernel cannot follow: Linux can since 6.14 "
+    "([Errno 16] setsockopt(SOL_TLS, TLS_RX): Device or resource busy)"
+)
 
 
 def expect_no_pad(sock: socket.socket) -> None:
@@ -268,6 +276,18 @@ def close_quietly(sock: socket.socket) -> None:
     """Close at the end of a test, whatever state the test has left."""
     with contextlib.suppress(OSError):
         sock.close()
+
+
+def assert_ended_by_key_update(sock: KTLSSocket, wire: Wire) -> None:
+    """Both ends learn it where the kernel cannot follow: here in words, there as internal_error."""
+    for _ in range(2):
+        with pytest.raises(RecordError) as caught:
+            sock.recv(100)
+        assert type(caught.value) is RecordError
+        assert str(caught.value) == CANNOT_FOLLOW
+    with pytest.raises(BrokenPipeError, match="after the end of the TLS connection"):
+        sock.send(b"x")
+    assert wire.recv() == (records.ALERT, b"\x02\x50")
 
 
 def new_session_ticket(size: int = 18) -> bytes:
