@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509 import load_pem_x509_certificate
 
 from nfs_tls.keyring import Keyring, KeyringError
+from support import nfs
 from support.nfs import wait_for
 
 LIBRARY = ctypes.CDLL("libkeyutils.so.1", use_errno=True)
@@ -48,3 +55,101 @@ def test_a_keyring_that_is_named_is_searched():
     assert keys.linked == ("pyktls-test",)
     assert keys.search("user", "inside") == key
     assert keys.read(key) == b"abc"
+
+
+def new_keyring(name: str) -> int:
+    serial = LIBRARY.add_key(b"keyring", name.encode(), None, ctypes.c_size_t(0), USER)
+    assert serial > 0, ctypes.get_errno()
+    return serial
+
+
+def test_a_borrowed_keyring_is_given_back_by_the_last():
+    """The kernel links the keyring of a request into the process's; here we are the kernel."""
+    outer = new_keyring("pyktls-borrowed")
+    key = LIBRARY.add_key(b"user", b"borrowed", b"abc", ctypes.c_size_t(3), outer)
+    keys = Keyring()
+    for _ in range(2):
+        assert LIBRARY.keyctl_link(outer, -2) == 0
+        keys.borrow(outer)
+    assert keys.search("user", "borrowed") == keys.search("user", "borrowed", outer) == key
+    keys.give_back(outer)
+    assert keys.search("user", "borrowed") == key
+    keys.give_back(outer)
+    assert keys.search("user", "borrowed") is None
+
+
+def test_a_keyring_of_the_configuration_is_kept():
+    outer = new_keyring("pyktls-kept")
+    key = LIBRARY.add_key(b"user", b"kept", b"abc", ctypes.c_size_t(3), outer)
+    keys = Keyring(("pyktls-kept",))
+    keys.borrow(outer)
+    keys.give_back(outer)
+    assert keys.search("user", "kept") == key
+
+
+# The kernel's .nfs is root's: whoever is another user already cannot link it.
+READ = """
+import sys
+from nfs_tls import privileges
+from nfs_tls.keyring import Keyring
+if sys.argv[1] == "early":
+    privileges.drop("nobody")
+keys = Keyring(("pyktls-roots",))
+if sys.argv[1] == "late":
+    privileges.drop("nobody")
+print(keys.linked, keys.search("user", "roots"))
+"""
+
+
+def test_it_is_linked_before_the_privileges_are_given_up():
+    outer = new_keyring("pyktls-roots")
+    key = LIBRARY.add_key(b"user", b"roots", b"abc", ctypes.c_size_t(3), outer)
+    for keyring in (outer, key):  # as .nfs: everything for who possesses it, and for root
+        assert LIBRARY.keyctl_setperm(keyring, 0x3F3F0000) == 0, ctypes.get_errno()
+    said = {}
+    for when in ("late", "early"):
+        said[when] = subprocess.run(
+            [sys.executable, "-W", "error", "-c", READ, when],
+            capture_output=True, text=True, check=False, timeout=nfs.PATIENCE,
+            env={**os.environ, "PYTHONPATH": str(nfs.ROOT / "examples")},
+        )  # fmt: skip
+    assert said["late"].stdout == f"('pyktls-roots',) {key}\n", said["late"].stderr
+    assert said["early"].stdout == "() None\n", said["early"].stderr
+
+
+def test_a_mount_with_a_certificate_of_its_own(server, place, authority, sides):
+    """cert_serial= and privkey_serial= of mount(8), keys in the kernel's .nfs: since Linux 7.2."""
+    made = authority.issue("of-the-mount", "mount.test")
+    certificate = load_pem_x509_certificate(made["certificate"].read_bytes())
+    private = serialization.load_pem_private_key(made["key"].read_bytes(), None)
+    der = (
+        certificate.public_bytes(serialization.Encoding.DER),
+        private.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+    ring = LIBRARY.find_key_by_type_and_desc(b"keyring", b".nfs", 0)
+    old = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2]) < (7, 2)
+    assert (ring > 0) is not old
+    where = USER if old else ring
+    serials = [
+        LIBRARY.add_key(
+            b"user", f"pyktls-mount-{n}".encode(), data, ctypes.c_size_t(len(data)), where
+        )
+        for n, data in enumerate(der)
+    ]
+    assert min(serials) > 0, ctypes.get_errno()
+    options = "soft,timeo=50,retrans=1,cert_serial={},privkey_serial={}".format(*serials)
+    server.export("mtls")
+    target = place / "mount"
+    with nfs.running(place, "own-certificate", **sides()) as daemon:
+        if old:
+            assert nfs.mount(target, "mtls", options=options) == errno.EINVAL
+            return
+        with nfs.mounted(target, "mtls", options=options):
+            (target / "file").write_bytes(b"by mount.test")
+        (server.export_root / "file").unlink()
+        lines = daemon.wait_for_line(": ok ", 2)
+        assert [line for line in lines if line.startswith("server ") and "peer=mount.test:" in line]

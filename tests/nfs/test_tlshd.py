@@ -30,10 +30,11 @@ def elsewhere() -> Iterator[nfs.Net]:
 @pytest.mark.parametrize("ours", ["client", "server"])
 def test_a_mount(server, programs, place, sides, elsewhere, ours, xprtsec):
     server.export(xprtsec)
+    here = nfs.Net()
     made = sides()
     name = f"{ours}-{xprtsec}"
     theirs = "server" if ours == "client" else "client"
-    place_of = {"client": elsewhere.entered, "server": nfs.Net().entered}
+    place_of = {"client": elsewhere.entered, "server": here.entered}
     with place_of[theirs]():
         tlshd = nfs.Tlshd(programs, place, f"tlshd-{name}", **{theirs: made[theirs]})
     with place_of[ours]():
@@ -45,6 +46,9 @@ def test_a_mount(server, programs, place, sides, elsewhere, ours, xprtsec):
             options = {"address": SERVER, "own": CLIENT}
             with nfs.mounted(target, xprtsec, "server.test", **options):
                 (target / "file").write_bytes(block * 8)
+                assert nfs.kernel_tls() == (1, 1)
+                with here.entered():
+                    assert nfs.kernel_tls() == (1, 1)
             with nfs.mounted(target, xprtsec, "server.test", **options):
                 found = hashlib.sha256((target / "file").read_bytes()).digest()
         assert found == hashlib.sha256(block * 8).digest()
@@ -58,3 +62,4 @@ def test_a_mount(server, programs, place, sides, elsewhere, ours, xprtsec):
         print(daemon.said(), tlshd.said())
         assert daemon.end() == 0
         tlshd.end()
+        here.close()

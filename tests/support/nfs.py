@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import pyktls
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -192,6 +194,33 @@ class Daemon(Process):
         self.wait_for_line("reload", before + 1)
 
 
+@contextlib.contextmanager
+def running(
+    place: pathlib.Path, name: str = "nfs_tls", *options: str, **sides: dict[str, Any]
+) -> Iterator[Daemon]:
+    """A daemon of ours; behind it nothing is left, and it ends well."""
+    made = Daemon(place, name, *options, **sides)
+    try:
+        idle = made.open_files()
+        yield made
+        nothing_left(made, idle)
+    finally:
+        print(made.said())
+        assert made.end() == 0
+
+
+def nothing_left(process: Process, idle: int) -> None:
+    """Wait until the daemon has as many descriptors as before, and no socket kernel TLS."""
+    wait_for(lambda: process.open_files() == idle)
+    wait_for(lambda: kernel_tls() == (0, 0))
+
+
+def kernel_tls() -> tuple[int, int]:
+    """How many sockets of this network namespace send, and receive, by kernel TLS."""
+    found = pyktls.linux.tls_stat()
+    return found.curr_tx_sw, found.curr_rx_sw
+
+
 def toml(tables: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name, table in tables.items():
@@ -345,6 +374,60 @@ def mounted(target: pathlib.Path, xprtsec: str, *arguments: Any, **more: Any) ->
         umount(target)
 
 
+class StallingOnce:
+    """A server in front of nfsd: it agrees on TLS and says no more, to its first client.
+
+    The connections that come after it go to nfsd, ``port`` is where this one listens.
+    """
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            first = self._accept()
+            with contextlib.suppress(OSError):
+                agree_on_tls(first)
+            while True:
+                near = self._accept()
+                far = socket.create_connection(("127.0.0.1", PORT))
+                self._open.append(far)
+                for pair in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=self._relay, args=pair))
+                    self._threads[-1].start()
+
+    def _accept(self) -> socket.socket:
+        sock = self._listener.accept()[0]
+        self._open.append(sock)
+        return sock
+
+    @staticmethod
+    def _relay(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        for sock in (source, target):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for sock in self._open:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._listener, *self._open):
+            sock.close()
+
+
 # ---- what goes over the wire ---------------------------------------------------------------------
 
 
@@ -447,6 +530,13 @@ def starttls(sock: socket.socket, xid: int = 1) -> bytes:
     reply = receive_reply(sock)
     _, _, _, _, length = struct.unpack_from("!5I", reply)
     return reply[20 : 20 + length]
+
+
+def agree_on_tls(sock: socket.socket) -> None:
+    """A server's answer to ``starttls``."""
+    xid = receive_reply(sock)[:4]
+    body = xid + struct.pack("!4I", 1, 0, 0, 8) + b"STARTTLS" + struct.pack("!I", 0)
+    sock.sendall(struct.pack("!I", 0x80000000 | len(body)) + body)
 
 
 def receive_reply(sock: socket.socket) -> bytes:
