@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +27,10 @@ struct sf_hdtr {
     int trl_cnt;
 };
 
-/* Each returns -errno.  A record_type of -1 is "no control message". */
+/*
+ * Each returns -errno.  A record_type of -1 is "no control message".  `raised` is for what the handler
+ * of a signal has raised during a call: it comes out of the handler of SIGUSR2, once that is over.
+ */
 struct fake_calls {
     int (*set_option)(int fd, int option, const void *value, unsigned size);
     int (*get_option)(int fd, int option, void *value, unsigned *size);
@@ -38,10 +42,15 @@ struct fake_calls {
                      int64_t *sent);
     int (*read_sysctl)(const char *name, void *value, size_t *size);
     int (*wait_for)(int fd, short events, int timeout);
+    int raised;
 };
 extern struct fake_calls fake_calls;
 
 static inline int64_t fake_result(int64_t result) {
+    if (fake_calls.raised) {
+        fake_calls.raised = 0;
+        raise(SIGUSR2);
+    }
     if (result < 0) {
         errno = (int)-result;
         return -1;

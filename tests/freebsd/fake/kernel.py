@@ -8,7 +8,12 @@ and what blocks for ever.  Bytes travel over real TCP sockets, and are protected
 (calls.h).  The methods can be called from tests too, in place of calls that pyktls never makes:
 ``recv`` is what a plain read gives, ``listen`` and ``sendto`` what these calls do.
 
-How it is done.  What is received is taken out of the real socket, all but the last byte of each
+How it is done.  Where signals are about to come a call of the main thread is made by another one,
+as their handlers run in the main thread, and a kernel does what it does whatever they raise; one
+that waits then ends with EINTR or with what it has done.  (A handler that just returns interrupts
+nothing: ``interruptions`` does.)
+
+What is received is taken out of the real socket, all but the last byte of each
 record: that stays until the caller has all of the record.  So select and poll tell the truth to
 others too, once a part of a record has been looked at.  What is sent and finds no room in the real
 socket goes out from a thread, as it would from the kernel's queue.
@@ -23,11 +28,13 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import socket
 import stat
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +52,9 @@ ENABLE_SIZE, ENABLE_V0_SIZE = 64, 56
 ENABLE = struct.Struct("@PPPiiiiiiBB")
 TCP_CLOSE = 7
 FOREVER = 20.0  # how long a test may wait for what never comes
+MOMENT = 0.0005  # between two looks at whether something can go on
+SOON = 10.0
+MAY_WAIT = ("receive", "transmit", "send_file", "wait_for")
 
 ffi = cffi.FFI()
 ffi.cdef("""
@@ -58,6 +68,7 @@ ffi.cdef("""
                          const struct iovec *, int, int64_t *);
         int (*read_sysctl)(const char *, void *, size_t *);
         int (*wait_for)(int, short, int);
+        int raised;
     };
     extern struct fake_calls fake_calls;
     int64_t fake_recvmsg_with_room(int, void *, size_t, size_t, int *, int *);
@@ -95,7 +106,13 @@ class State:
 
 class Kernel:
     def __init__(self) -> None:
+        self._of_this_process()
+        os.register_at_fork(after_in_child=self._of_this_process)
         self.boot()
+
+    def _of_this_process(self) -> None:
+        self._pool = ThreadPoolExecutor(100)
+        self._current = threading.local()
 
     def boot(self) -> None:
         """Forget everything: stock settings of 14, with the gate opened."""
@@ -320,10 +337,7 @@ class Kernel:
         state = self.state(fd)
         with Real(fd) as sock:
             if state.rx is None:
-                try:
-                    return sock.recv(size, flags), None, 0
-                except OSError as e:
-                    raise Errno(e.errno) from None
+                return self.when_ready(sock, select.POLLIN, sock.recv, size, flags), None, 0
             with state.rx_lock:
                 waits = self.blocking(sock.fileno(), flags)
                 begin = time.monotonic()
@@ -333,7 +347,7 @@ class Kernel:
                     if time.monotonic() - begin > FOREVER:
                         self.blocked_for_ever += 1
                         raise Errno(errno.EDEADLK)
-                    time.sleep(0.0005)
+                    self.pause()
                 if state.ready is not None:
                     return self.deliver(state, sock, size, flags)
                 if state.error:
@@ -448,10 +462,7 @@ class Kernel:
             if state.tx is None:
                 if record_type >= 0:
                     raise Errno(errno.EINVAL)
-                try:
-                    return sock.send(data, flags)
-                except OSError as e:
-                    raise Errno(e.errno) from None
+                return self.when_ready(sock, select.POLLOUT, sock.send, data, flags)
             if state.wedged:
                 raise Errno(errno.EPIPE)
             chained = state.tx.cipher == AES_CBC and state.tx.minor == 1
@@ -459,15 +470,27 @@ class Kernel:
                 raise Errno(errno.EINVAL)
             self.tell_error(state, sock)
             waits = self.blocking(sock.fileno(), flags)
+            room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             with state.tx_lock:
-                if record_type < 0:
-                    if not waits:
-                        data = data[: max(1, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))]
-                elif len(data) > sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF):
-                    raise Errno(errno.EMSGSIZE)
-                kind = 23 if record_type < 0 else record_type
-                self.send_pieces(state, sock, [(kind, data)], waits=waits)
-            return len(data)
+                if record_type >= 0:
+                    if len(data) > room:
+                        raise Errno(errno.EMSGSIZE)
+                    self.send_records(state, sock, [(record_type, data)], waits=waits)
+                    return len(data)
+                if not waits:
+                    data = data[: max(1, room)]
+                    self.send_records(state, sock, [(23, data)], waits=False)
+                    return len(data)
+                most = self.sysctl("kern.ipc.tls.maxlen")
+                for start in range(0, len(data) or 1, most):
+                    try:
+                        piece = data[start : start + most]
+                        self.send_records(state, sock, [(23, piece)], waits=True)
+                    except Errno:
+                        if not start:
+                            raise
+                        return start
+                return len(data)
 
     def sendto(self, fd: int, data: bytes, address: tuple[str, int]) -> int:
         """sendto(2), which would connect first: TCP cannot broadcast, with keys or without."""
@@ -490,25 +513,22 @@ class Kernel:
             error, state.error = state.error, 0
             raise Errno(error)
 
-    def send_pieces(
+    def send_records(
         self, state: State, sock: socket.socket, pieces: list[tuple[int, bytes]], *, waits: bool
     ) -> None:
-        while state.pending:
+        """All of it or nothing; what the real socket has no room for goes out from a thread."""
+        assert state.tx is not None
+        while state.pending or not self.writable(sock):
             if not waits:
                 raise Errno(errno.EAGAIN)
-            time.sleep(0.0005)
-        assert state.tx is not None
+            self.pause()
         most = self.sysctl("kern.ipc.tls.maxlen")
-        wire = b""
-        if not waits and not self.writable(sock):
-            raise Errno(errno.EAGAIN)
-        for kind, data in pieces:
-            for start in range(0, len(data) or 1, most):
-                wire += state.tx.protect(kind, data[start : start + most])
+        wire = b"".join(
+            state.tx.protect(kind, data[start : start + most])
+            for kind, data in pieces
+            for start in range(0, len(data) or 1, most)
+        )
         try:
-            if waits:
-                sock.sendall(wire)
-                return
             sent = sock.send(wire, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
@@ -577,7 +597,7 @@ class Kernel:
                         with state.tx_lock:
                             self.tell_error(state, sock)
                             waits = self.blocking(sock.fileno(), 0)
-                            self.send_pieces(state, sock, [(23, piece)], waits=waits)
+                            self.send_records(state, sock, [(23, piece)], waits=waits)
                 except Errno as e:
                     return -e.args[0]
                 except OSError as e:
@@ -608,7 +628,7 @@ class Kernel:
             poll = select.poll()
             poll.register(sock, events)
             while True:
-                found = poll.poll(0 if state.rx or state.tx else max(0, timeout))
+                found = poll.poll(0)
                 ready = found[0][1] if found else 0
                 if ready & select.POLLIN and state.rx and not state.wedged:
                     with state.rx_lock:
@@ -618,7 +638,29 @@ class Kernel:
                     ready &= ~select.POLLOUT
                 if ready or time.monotonic() >= end:
                     return ready
-                time.sleep(0.0005)
+                self.pause()
+
+    def pause(self) -> None:
+        """Wait a moment; EINTR where whoever called has been interrupted."""
+        stop = getattr(self._current, "stop", None)
+        if stop is None:
+            time.sleep(MOMENT)
+        elif stop.wait(MOMENT):
+            raise Errno(errno.EINTR)
+
+    def when_ready(
+        self, sock: socket.socket, event: int, call: Callable[..., Any], data: Any, flags: int
+    ) -> Any:
+        """A call on a socket without keys in that direction."""
+        poll = select.poll()
+        poll.register(sock, event)
+        try:
+            if self.blocking(sock.fileno(), flags):
+                while not poll.poll(0):
+                    self.pause()
+            return call(data, flags)
+        except OSError as e:
+            raise Errno(e.errno) from None
 
     @staticmethod
     def blocking(fd: int, flags: int) -> bool:
@@ -633,24 +675,79 @@ class Kernel:
         table = self._library.fake_calls
         self._callbacks = []
         for name, member in ffi.typeof("struct fake_calls").fields:
+            if name == "raised":
+                continue
             callback = ffi.callback(member.type, self._guarded(getattr(self, name)))
             self._callbacks.append(callback)  # cffi keeps them no longer than we do
             setattr(table, name, callback)
 
     def _guarded(self, call: Callable[..., int]) -> Callable[..., int]:
+        name = call.__name__
+
         def guarded(*args: Any) -> int:
-            self.calls.append(call.__name__)
-            if self.interruptions and call.__name__ in ("receive", "transmit"):
+            self.calls.append(name)
+            if self.interruptions and name in ("receive", "transmit"):
                 self.interruptions -= 1
                 return -errno.EINTR
+            if threading.current_thread() is not threading.main_thread():
+                return self._called(call, args)
+            if name in MAY_WAIT and signals_may_come():
+                return self._apart(call, args)
             try:
-                return call(*args)
-            except Errno as e:
-                return -int(e.args[0])
-            except OSError as e:
-                return -(e.errno or errno.EIO)
+                return self._called(call, args)
+            except BaseException as e:  # noqa: BLE001  (raised again by the handler of SIGUSR2)
+                self._raise_afterwards(e)
+                return -errno.EINTR
 
         return guarded
+
+    @staticmethod
+    def _called(call: Callable[..., int], args: tuple[Any, ...]) -> int:
+        try:
+            return call(*args)
+        except Errno as e:
+            return -int(e.args[0])
+        except OSError as e:
+            return -(e.errno or errno.EIO)
+
+    def _apart(self, call: Callable[..., int], args: tuple[Any, ...]) -> int:
+        """Have another thread make the call, and keep what a signal handler raises meanwhile."""
+        stop = threading.Event()
+
+        def called() -> int:
+            self._current.stop = stop
+            return self._called(call, args)
+
+        made = self._pool.submit(called)
+        raised: BaseException | None = None
+        while True:
+            try:
+                result = made.result()
+                break
+            except BaseException as e:  # noqa: BLE001  (raised again by the handler of SIGUSR2)
+                raised = e
+                stop.set()
+                if made.done() and made.exception() is e:  # a mistake in here
+                    result = -errno.EINTR
+                    break
+        if raised is not None:
+            self._raise_afterwards(raised)
+        return result
+
+    def _raise_afterwards(self, error: BaseException) -> None:
+        def again(*_: object) -> None:
+            signal.signal(signal.SIGUSR2, before)
+            raise error
+
+        before = signal.signal(signal.SIGUSR2, again)
+        self._library.fake_calls.raised = 1
+
+
+def signals_may_come() -> bool:
+    """Whether a test has an alarm set, or wants SIGUSR1; the limit that pytest sets is far off."""
+    return 0 < signal.getitimer(signal.ITIMER_REAL)[0] < SOON or callable(
+        signal.getsignal(signal.SIGUSR1)
+    )
 
 
 class Real:
