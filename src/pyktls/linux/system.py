@@ -271,9 +271,15 @@ def go_on_receiving(fd: int) -> None:
     """Have the kernel go on with the keys it has, after what it took for a KeyUpdate.
 
     Since 6.14 it gives nothing more (EKEYEXPIRED) after a handshake record that begins as a
-    KeyUpdate does, until it gets keys; those it has will do.  Kernels before do not stop.
+    KeyUpdate does, until it gets keys; those it has will do.  Kernels before do not stop, and those
+    before 5.16 tell only the keys of AES-GCM.
     """
-    info = get_crypto_info(fd, TLS_RX)
+    try:
+        info = get_crypto_info(fd, TLS_RX)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        return
     try:
         set_crypto_info(fd, TLS_RX, info)
     except OSError as e:
