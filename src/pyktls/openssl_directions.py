@@ -59,7 +59,7 @@ __all__ = ["OpenSSLIncoming", "OpenSSLOutgoing"]
 _END = (0, _records.NO_RECORD_TYPE, 0)  # of the stream
 _KEY_UPDATE = bytes((KEY_UPDATE,))
 _CLOSE_NOTIFY = alert(WARNING, CLOSE_NOTIFY)
-_NEITHER_PEEK_NOR_ALL = ~(socket.MSG_PEEK | socket.MSG_WAITALL)
+_PEEK_OR_ALL = socket.MSG_PEEK | socket.MSG_WAITALL
 # What changes nothing for memory; whether it waits, the deadline says.
 _PLAIN_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -122,15 +122,18 @@ class OpenSSLIncoming:
     ) -> tuple[int, int, int]:
         """As _records.recv_into."""
         _check_process(self._half, "receiving")
+        if flags & ~(_PLAIN_FLAGS | _PEEK_OR_ALL):  # TCP would take it for its own
+            raise InvalidValue(
+                "OpenSSL has the receiving half of this connection, and knows no such flags of "
+                "recv(2)"
+            )
         peek = bool(flags & socket.MSG_PEEK)
         with arguments.buffer_view(buffer, writable=True) as whole, whole[: size or None] as view:
             while True:
                 answer = self._waiting(view, peek=peek) or self._read(view, peek=peek)
                 if answer is not None:
                     return answer
-                if not (
-                    self._has_news() or self._fill(fd, flags & _NEITHER_PEEK_NOR_ALL, deadline)
-                ):
+                if not (self._has_news() or self._fill(fd, flags & ~_PEEK_OR_ALL, deadline)):
                     return _END
 
     def _has_news(self) -> bool:

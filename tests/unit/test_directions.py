@@ -180,6 +180,15 @@ def test_another_process_gets_neither(tcp):
         outgoing.send(tcp[0].fileno(), b"\1\0", 0, ALERT, NOW)
 
 
+@pytest.mark.parametrize("flags", [socket.MSG_OOB, socket.MSG_TRUNC | socket.MSG_PEEK])
+def test_flags_that_tcp_would_take_for_its_own(tcp, flags):
+    incoming = OpenSSLIncoming(Half((b"data",)))
+    with pytest.raises(InvalidValue, match="flags of recv"):
+        incoming.recv(tcp[0].fileno(), 9, flags, NOW)
+    known = socket.MSG_DONTWAIT | socket.MSG_WAITALL
+    assert incoming.recv(tcp[0].fileno(), 9, known, NOW)[0] == b"data"
+
+
 def test_flags_that_openssl_does_not_know(tcp):
     with pytest.raises(InvalidValue, match="flags"):
         OpenSSLOutgoing(Half()).sendall(tcp[0].fileno(), b"data", socket.MSG_OOB, NOW)
