@@ -53,12 +53,14 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from .engines.answers import Answers
     from .session import Session
 
 __all__ = [
     "check_divisible",
     "counters",
     "detach",
+    "drop_openssl",
     "engine_of",
     "extract",
     "extract_for_offload",
@@ -192,6 +194,11 @@ def release(source: ssl.SSLSocket | MemoryBIOHandshake) -> None:
         portable.leave(source)
     else:
         native.leave(sslobj)
+
+
+def drop_openssl(source: ssl.SSLSocket, answers: Answers) -> None:
+    """Have nobody hold OpenSSL's object any more, so that it goes; it closes nothing."""
+    source._sslobj = answers  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def detach(source: ssl.SSLSocket | MemoryBIOHandshake) -> int:

@@ -105,9 +105,9 @@ class RecordLayer(_records.Channel):
 
     ``fd`` and ``timeout`` are the descriptor and the timeout of the socket that this belongs to;
     it keeps them up to date.  ``leftover`` is what OpenSSL had decrypted and nobody has read yet.
-    ``tickets`` gets each NewSessionTicket, and its secrets are wiped with the others.  ``incoming``
-    and ``outgoing`` carry the two directions (directions.py): the kernel, unless ``leave_to`` says
-    otherwise.
+    ``tickets`` gets each NewSessionTicket, and its secrets are wiped with the others.
+    ``post_handshake_auth`` tells that our ClientHello offered it.  ``incoming`` and ``outgoing``
+    carry the two directions (directions.py): the kernel, unless ``leave_to`` says otherwise.
     """
 
     #: Whether a process that has forked leaves what it made and never used to the other one.
@@ -120,12 +120,15 @@ class RecordLayer(_records.Channel):
         timeout: float | None = None,
         *,
         tickets: Tickets | None = None,
+        post_handshake_auth: bool = False,
     ) -> None:
         self.session = session
         self.tickets = tickets
         self.incoming: Incoming = _KERNEL_INCOMING
         self.outgoing: Outgoing = _KERNEL_OUTGOING
-        self.post = PostHandshake(session.version, session.role)
+        self.post = PostHandshake(
+            session.version, session.role, post_handshake_auth=post_handshake_auth
+        )
         self.receive_error: Error | OSError | None = None
         self.receive_ended = False  # close_notify was received
         self.send_ended = False  # close_notify was sent, or nothing may be sent any more

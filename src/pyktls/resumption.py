@@ -7,32 +7,38 @@ expects: a record of the connection.  OpenSSL still has the receiving keys and t
 next record, as they were at the switch; the ticket is sealed anew under exactly those and given to
 it through memory.  It never learns that the connection went on elsewhere.
 
+That takes memory in the place of the socket.  ``MemoryBIOHandshake`` has it from the beginning, and
+the ssl module's socket gets it where its OpenSSL can be reached.  Where that is hidden, OpenSSL
+reads from the descriptor, which is the kernel's now, and from nowhere else: there is no way to
+bring it anything, and its object is given up (engines/answers.py).  What remains is the session as
+it was at the switch: in TLS 1.2 that is all of it, in TLS 1.3 what OpenSSL had read by then.
+
 The numbers from the switch on were used once before, by the server, for what it sent on the wire,
 and our copies use them for other content.  Therefore they never leave this process: they are sealed
-by OpenSSL's own libcrypto, go from one of its buffers to another, and are wiped.  It happens when
-somebody asks for the session.
+by OpenSSL's own libcrypto, or where that is hidden by a package (sealing.py), go from one buffer to
+another, and are wiped.  It happens when somebody asks for the session.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .ciphers import TLS_1_3
-from .engines import apart
 from .protocol import HANDSHAKE, NEW_SESSION_TICKET
 from .sealing import MOST_CONTENT, seal_record
 from .session import DirectionKeys
 
 if TYPE_CHECKING:
-    import contextlib
     import ssl
+    from contextlib import AbstractContextManager
 
     from .ciphers import CipherSuite
     from .session import Session
 
-__all__ = ["OpenSSLTickets", "TicketKeeper", "Tickets", "seal"]
+__all__ = ["OldSession", "OpenSSLTickets", "Reader", "TicketKeeper", "Tickets", "seal"]
 
 # The newest count: a server that sends more than these in one connection replaces old ones.
 _MOST_TICKETS = 8
@@ -41,7 +47,7 @@ _MOST_TICKETS = 8
 def seal(suite: CipherSuite, keys: DirectionKeys, message: bytes) -> tuple[bytes, int] | None:
     """A handshake message as TLS 1.3 records under ``keys``, and the number of them.
 
-    None where OpenSSL does not have the cipher.
+    None where the cipher cannot be had.
     """
     pieces = [
         message[start : start + MOST_CONTENT] for start in range(0, len(message), MOST_CONTENT)
@@ -55,8 +61,25 @@ def seal(suite: CipherSuite, keys: DirectionKeys, message: bytes) -> tuple[bytes
     return bytes(sealed), len(pieces)
 
 
+class Reader(Protocol):
+    """A client's connection in the TLS library, which reads from memory."""
+
+    @property
+    def session(self) -> Any:
+        """Its session: what the library takes for the next connection."""
+
+    def works(self) -> bool:
+        """Whether it can be fed, as far as can be known beforehand."""
+
+    def feed(self, records: bytes) -> bool:
+        """Let it take in whole records that are no data; tells whether it did."""
+
+
 class Tickets(Protocol):
     """Where a client's tickets go, and what comes of them."""
+
+    #: Held by whoever asks OpenSSL's object something: reading a ticket gives it a new session.
+    lock: AbstractContextManager[Any]
 
     @property
     def session(self) -> ssl.SSLSession | None:
@@ -69,16 +92,35 @@ class Tickets(Protocol):
         """Overwrite the keys that were kept for it."""
 
 
-class OpenSSLTickets:
-    """The tickets of a connection on which OpenSSL itself receives: it has them already."""
+class OldSession:
+    """The session of a connection whose object in OpenSSL is gone: no ticket changes it."""
 
-    def __init__(self, sslobj: Any) -> None:
+    def __init__(self, session: ssl.SSLSession | None) -> None:
+        self.lock: AbstractContextManager[Any] = contextlib.nullcontext()
+        self.session = session
+
+    def add(self, body: bytes) -> None:
+        """Nothing: nobody could use it."""
+
+    def wipe(self) -> None:
+        """Nothing: there are no keys."""
+
+
+class OpenSSLTickets:
+    """The tickets of a connection on which OpenSSL itself receives: it has them already.
+
+    ``lock`` is that of OpenSSL's object.
+    """
+
+    def __init__(self, sslobj: Any, lock: AbstractContextManager[Any]) -> None:
         self._sslobj = sslobj
+        self.lock = lock
 
     @property
     def session(self) -> ssl.SSLSession | None:
         """OpenSSL's session."""
-        session: ssl.SSLSession | None = self._sslobj.session
+        with self.lock:
+            session: ssl.SSLSession | None = self._sslobj.session
         return session
 
     def add(self, body: bytes) -> None:
@@ -89,48 +131,44 @@ class OpenSSLTickets:
 
 
 class TicketKeeper:
-    """The tickets of one client connection, and the way to the ssl module's session object.
+    """The tickets of one client connection, and the way to the TLS library's session object.
 
-    ``sslobj`` is the ``_ssl._SSLSocket`` that made the connection, ``session`` what was extracted
-    from it.  Holds a copy of the receiving keys, until ``wipe``.  ``lock`` is that of OpenSSL's
-    object where others use it too.
+    ``reader`` is the connection in that library, ``session`` what was extracted from it.  Holds a
+    copy of the receiving keys, until ``wipe``.  ``lock`` is that of the library's object where
+    others use it too.
     """
 
     def __init__(
         self,
-        sslobj: Any,
+        reader: Reader,
         session: Session,
-        lock: contextlib.AbstractContextManager[Any] | None = None,
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
-        self._sslobj = sslobj
+        self._reader = reader
         self._suite = session.cipher
         rx = session.rx
         self._keys = DirectionKeys(rx.key, rx.iv, rx.sequence)
         self._tickets: deque[bytes] = deque(maxlen=_MOST_TICKETS)
-        self._lock = lock or threading.Lock()
-        self._usable = session.version == TLS_1_3 and apart.works()
+        self.lock = lock or threading.RLock()  # a signal handler may ask within a question
+        self._usable = session.version == TLS_1_3 and reader.works()
         if not self._usable:  # TLS 1.2 has all its tickets in the handshake
             self._keys.wipe()
-
-    def isolate(self) -> None:
-        """Take the socket away from OpenSSL; from then on tickets can be given to it."""
-        self._usable = apart.isolate(self._sslobj) and self._usable
 
     def add(self, body: bytes) -> None:
         """Keep the body of a NewSessionTicket (RFC 8446 section 4.6.1)."""
         if self._usable:
-            with self._lock:
+            with self.lock:
                 self._tickets.append(body)
 
     def give_to_openssl(self) -> None:
         """Have OpenSSL take in what has come so far; without an error if it does not want it."""
-        with self._lock:
+        with self.lock:
             while self._tickets and self._usable:
                 body = self._tickets.popleft()
                 head = bytes((NEW_SESSION_TICKET, *len(body).to_bytes(3, "big")))
                 sealed = seal(self._suite, self._keys, head + body)
                 # What OpenSSL refuses once, it refuses for ever.
-                self._usable = sealed is not None and apart.feed(self._sslobj, sealed[0])
+                self._usable = sealed is not None and self._reader.feed(sealed[0])
                 if sealed is not None:
                     old = self._keys
                     self._keys = DirectionKeys(old.key, old.iv, old.sequence + sealed[1])
@@ -138,14 +176,18 @@ class TicketKeeper:
 
     @property
     def session(self) -> ssl.SSLSession | None:
-        """What ``ssl.SSLContext.wrap_socket(session=...)`` takes; None as long as there is none."""
-        self.give_to_openssl()
-        session: ssl.SSLSession | None = self._sslobj.session
+        """What ``ssl.SSLContext.wrap_socket(session=...)`` takes; None as long as there is none.
+
+        Of pyOpenSSL it is what ``Connection.set_session`` takes.
+        """
+        with self.lock:
+            self.give_to_openssl()
+            session: ssl.SSLSession | None = self._reader.session
         return session
 
     def wipe(self) -> None:
         """Overwrite the keys; tickets that were not given to OpenSSL are dropped."""
-        with self._lock:
+        with self.lock:
             self._usable = False
             self._tickets.clear()
             self._keys.wipe()

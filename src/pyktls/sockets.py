@@ -109,7 +109,8 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
     def session(self) -> ssl.SSLSession | None:
         """The TLS session, for ``ssl.SSLContext.wrap_socket(session=...)``: clients only.
 
-        Tickets that have been received since the switch count.  None where there is none (yet).
+        Tickets that have been received since the switch count, unless an ssl.SSLSocket made the
+        handshake whose OpenSSL is hidden.  None where there is none (yet).
         """
         tickets = self._layer.tickets
         return tickets.session if tickets else None

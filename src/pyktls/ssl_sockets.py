@@ -8,8 +8,9 @@ further change.  Where the kernel cannot, the socket stays what ssl made it, not
 The methods of ssl.SSLSocket do their work through ``_sslobj``, OpenSSL's side of the connection.
 After the switch ``_Switched`` stands in its place: questions (certificate, cipher, session, ...)
 it passes on, everything that would read or write it answers with the record layer.  OpenSSL itself
-is given other BIOs, so that it could not reach the connection even if it were asked to: what it
-wrote there would be encrypted twice.
+is given other BIOs, or where it is hidden its object is let go of (engines/answers.py), so that it
+could not reach the connection even if it were asked to: what it wrote there would be encrypted
+twice.
 
 Errors are those that code for ssl.SSLSocket expects: ``ssl.SSLWantReadError`` where a plain socket
 raises BlockingIOError, subclasses of ``ssl.SSLError`` where the TLS connection breaks.
@@ -18,6 +19,7 @@ raises BlockingIOError, subclasses of ``ssl.SSLError`` where the TLS connection 
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import sys
@@ -27,6 +29,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from . import _records, arguments, closing, file_transfer
+from .engines.answers import QUESTIONS
 from .errors import (
     Error,
     HandoffRefused,
@@ -245,9 +248,20 @@ class _Switched:
 
     def __getattr__(self, name: str) -> Any:
         # Questions; what would do something is below, or does not exist for OpenSSL any more.
-        if name in _QUESTIONS:
-            return getattr(self._sslobj, name)
-        raise AttributeError(f"{name} is not available once the kernel has the connection")
+        if name not in QUESTIONS:
+            raise AttributeError(f"{name} is not available once the kernel has the connection")
+        with self._alone():
+            answer = getattr(self._sslobj, name)
+        return functools.partial(self._ask, answer) if callable(answer) else answer
+
+    def _ask(self, question: Callable[..., T], *arguments: Any) -> T:
+        with self._alone():
+            return question(*arguments)
+
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep others out who bring OpenSSL a ticket: it makes a new session of it."""
+        tickets = self._layer.tickets
+        return contextlib.nullcontext() if tickets is None else tickets.lock
 
     def read(self, size: int = 1024, buffer: Any = None) -> Any:
         if buffer is None:
@@ -304,30 +318,8 @@ class _Switched:
         self._sslobj.context = value
 
     @property
-    def owner(self) -> Any:
-        return self._sslobj.owner
-
-
-_QUESTIONS = frozenset(
-    {
-        "cipher",
-        "client_sigalg",
-        "compression",
-        "get_channel_binding",
-        "get_unverified_chain",
-        "get_verified_chain",
-        "getpeercert",
-        "group",
-        "selected_alpn_protocol",
-        "selected_npn_protocol",
-        "server_hostname",
-        "server_side",
-        "server_sigalg",
-        "session_reused",
-        "shared_ciphers",
-        "version",
-    }
-)
+    def owner(self) -> SSLSocket | None:
+        return self._reference()
 
 
 # ---- the socket ------------------------------------------------------------------------------

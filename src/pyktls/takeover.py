@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import ssl
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypeVar
 
 from .engines import apart
+from .engines.answers import Answers
 from .engines.half import Half
+from .engines.membio import MemoryBIOHandshake, reader_of
 from .errors import HandoffRefused, Unavailable
 from .handoff import (
     check_divisible,
+    drop_openssl,
     extract_for_offload,
     release,
     ssl_object,
@@ -24,7 +27,7 @@ from .handoff import (
 )
 from .openssl_directions import OpenSSLIncoming, OpenSSLOutgoing
 from .record_layer import RecordLayer
-from .resumption import OpenSSLTickets, TicketKeeper
+from .resumption import OldSession, OpenSSLTickets, TicketKeeper
 from .running_system import system
 from .session import Role, Session
 from .switch import check_socket, install_fd
@@ -32,7 +35,7 @@ from .switch import check_socket, install_fd
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .engines.membio import MemoryBIOHandshake
+    from .resumption import Tickets
 
 __all__ = ["Handshake", "as_far_as_possible", "extract_checked", "is_dead", "take_over"]
 
@@ -85,8 +88,15 @@ def take_over(
     sock = tcp_socket(source)
     sslobj = ssl_object(source) if isinstance(source, ssl.SSLSocket) else None
     half = None if tx and rx else Half(sslobj)
-    tickets = _tickets(sslobj, session, half, rx=rx)
-    layer = kind(session, sock.fileno(), sock.gettimeout(), tickets=tickets)
+    # Where OpenSSL is hidden nobody can take the socket away from it.
+    answers = None if sslobj is None or half or apart.works() else Answers(sslobj)
+    layer = kind(
+        session,
+        sock.fileno(),
+        sock.gettimeout(),
+        tickets=_tickets(source, session, half, answers, rx=rx),
+        post_handshake_auth=_offers_authentication(source),
+    )
     try:
         install_fd(sock.fileno(), session, tx=tx, rx=rx)
     except BaseException:
@@ -98,11 +108,11 @@ def take_over(
     if half is not None:
         _divide(half, layer, receives=not rx)
         return layer
-    if isinstance(tickets, TicketKeeper):
-        tickets.isolate()
-    elif sslobj is not None:
-        apart.isolate(sslobj)
     release(source)
+    if not (sslobj is None or answers or apart.isolate(sslobj)):
+        _die(layer, "OpenSSL has no memory to let go of the socket")
+    if answers is not None and isinstance(source, ssl.SSLSocket):
+        drop_openssl(source, answers)
     return layer
 
 
@@ -174,7 +184,7 @@ def _may_send_alone(refusal: Refusal) -> bool:
 
 def _check_plans(sock: ssl.SSLSocket) -> None:
     """Refuse what the context's owner has planned to do later, and only OpenSSL can."""
-    if sock.context.post_handshake_auth and sock.version() == "TLSv1.3":
+    if _offers_authentication(sock) and sock.version() == "TLSv1.3":
         raise HandoffRefused(
             "the context allows client authentication after the handshake, which only OpenSSL "
             "can do; set post_handshake_auth = False on it if that is not needed"
@@ -184,26 +194,47 @@ def _check_plans(sock: ssl.SSLSocket) -> None:
 # ---- the parts of a switch ---------------------------------------------------------------------
 
 
+def _offers_authentication(source: ssl.SSLSocket | MemoryBIOHandshake) -> bool:
+    """Whether the context allows client authentication after the handshake; pyOpenSSL never."""
+    owner = reader_of(source) if isinstance(source, MemoryBIOHandshake) else source
+    return getattr(owner.context, "post_handshake_auth", False)
+
+
 def _tickets(
-    sslobj: Any, session: Session, half: Half | None, *, rx: bool
-) -> TicketKeeper | OpenSSLTickets | None:
-    if sslobj is None or session.role is not Role.CLIENT:
+    source: ssl.SSLSocket | MemoryBIOHandshake,
+    session: Session,
+    half: Half | None,
+    answers: Answers | None,
+    *,
+    rx: bool,
+) -> Tickets | None:
+    if session.role is not Role.CLIENT:
         return None
-    if not rx:
-        return OpenSSLTickets(sslobj)
-    return TicketKeeper(sslobj, session, None if half is None else half.lock)
+    if isinstance(source, MemoryBIOHandshake):
+        return TicketKeeper(reader_of(source), session)
+    if answers is not None:
+        return OldSession(answers.session)
+    sslobj = ssl_object(source)
+    if half is None:
+        return TicketKeeper(apart.Isolated(sslobj), session)
+    if rx:
+        return TicketKeeper(apart.Isolated(sslobj), session, half.lock)
+    return OpenSSLTickets(sslobj, half.lock)
 
 
 def _divide(half: Half, layer: RecordLayer, *, receives: bool) -> None:
     """Leave a direction to OpenSSL."""
     if not half.begin(reads=receives):
-        layer.forget()
-        dead = HandoffRefused(
-            "OpenSSL has no memory to go on with one direction: the connection is dead, close it"
-        )
-        dead.dead = True
-        raise dead
+        half.release()
+        _die(layer, "OpenSSL has no memory to go on with one direction")
     if receives:
         layer.leave_to(incoming=OpenSSLIncoming(half))
     else:
         layer.leave_to(outgoing=OpenSSLOutgoing(half))
+
+
+def _die(layer: RecordLayer, reason: str) -> NoReturn:
+    layer.forget()
+    dead = HandoffRefused(f"{reason}: the connection is dead, close it")
+    dead.dead = True
+    raise dead

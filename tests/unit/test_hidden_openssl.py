@@ -37,6 +37,7 @@ MODULES = (
     "test_membio_engine.py",
     "test_portable_engine.py",
     "test_refusals.py",
+    "test_takeover.py",
 )
 
 LOOK = """

@@ -16,6 +16,7 @@ import pytest
 
 import pyktls
 from pyktls import HandoffRefused, InvalidType, InvalidValue, Unavailable, ssl_sockets, takeover
+from pyktls.engines.answers import QUESTIONS
 from pyktls.lowlevel import lib
 from support import kernel, programs, tls
 from support.own_kernel import has_kernel_tls
@@ -385,7 +386,7 @@ def test_every_attribute_of_openssls_object_is_accounted_for():
     ours = {name for name in vars(ssl_sockets._Switched) if not name.startswith("_")}
     # Since Python 3.15; ssl goes without where it is not, and SSLSocket.sendfile is another.
     absent = {"sendfile"}
-    assert public <= ours | ssl_sockets._QUESTIONS | absent
+    assert public <= ours | QUESTIONS | absent
 
 
 def test_what_openssls_object_has_not():

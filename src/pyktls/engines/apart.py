@@ -17,7 +17,7 @@ from . import half, native
 if TYPE_CHECKING:
     from pyktls.ciphers import AEAD
 
-__all__ = ["feed", "isolate", "seal", "works"]
+__all__ = ["Isolated", "feed", "isolate", "seal", "works"]
 
 
 @functools.cache
@@ -27,10 +27,16 @@ def works() -> bool:
 
 
 def isolate(sslobj: Any) -> bool:
-    """Take the socket away from OpenSSL's connection; False if it could not be done."""
+    """Take the socket away from OpenSSL's connection.
+
+    False where OpenSSL is hidden: then it can still write there.  False without memory too: then it
+    has the socket, and takes the connection for ended.
+    """
     if not works():
         return False
     begun = lib.pyktls_half_begin(native.ssl_pointer(sslobj), lib.PYKTLS_HALF_READS)
+    if begun != lib.PYKTLS_HALF_OK:
+        native.leave(sslobj)
     return bool(begun == lib.PYKTLS_HALF_OK)
 
 
@@ -38,6 +44,26 @@ def feed(sslobj: Any, records: bytes) -> bool:
     """Let an isolated connection take in whole records; tells whether it did."""
     done = lib.pyktls_apart_feed(native.ssl_pointer(sslobj), ffi.from_buffer(records), len(records))
     return bool(done == lib.PYKTLS_APART_OK)
+
+
+class Isolated:
+    """The connection of a ``_ssl._SSLSocket`` from which the socket is, or will be, taken away."""
+
+    def __init__(self, sslobj: Any) -> None:
+        self._sslobj = sslobj
+
+    @property
+    def session(self) -> Any:
+        """The ssl module's session."""
+        return self._sslobj.session
+
+    def works(self) -> bool:
+        """Whether it can be fed."""
+        return works()
+
+    def feed(self, records: bytes) -> bool:
+        """Let it take in whole records; tells whether it did."""
+        return feed(self._sslobj, records)
 
 
 def seal(

@@ -14,6 +14,9 @@ ChangeCipherSpec.
 *The secrets* come from the key log (keylog.py for ``ssl``, ``Context.set_keylog_callback`` of
 pyOpenSSL), *the randoms and the suite* from the hellos, which are not encrypted.
 
+*Afterwards* the TLS object can still be brought what comes in memory: a client's session tickets
+(resumption.py).  What it would say to them goes nowhere.
+
 What cannot be seen is what TLS 1.3 encrypts, the EncryptedExtensions.  Where it matters the
 client's offer is taken for the agreement: a limit on records (max_fragment_length), early data.
 """
@@ -48,7 +51,13 @@ if TYPE_CHECKING:
         """What the driver needs of a TLS object that does no I/O."""
 
         secrets: Secrets
+        context: Any
 
+        @property
+        def session(self) -> Any: ...
+        def works(self) -> bool: ...
+        def feed(self, records: bytes) -> bool: ...
+        def leave(self) -> None: ...
         def put(self, data: bytes | bytearray) -> None: ...
         def end(self) -> None: ...
         def take(self) -> bytes: ...
@@ -62,7 +71,7 @@ if TYPE_CHECKING:
         def certificate(self) -> tuple[Any, bytes | None]: ...
 
 
-__all__ = ["MemoryBIOHandshake", "is_pyopenssl_context", "watch_pyopenssl"]
+__all__ = ["MemoryBIOHandshake", "is_pyopenssl_context", "reader_of", "watch_pyopenssl"]
 
 _HEADER = 5
 _TYPES = range(20, 25)
@@ -104,8 +113,29 @@ class _Ssl:
             )
         except (ValueError, TypeError, ssl.SSLError) as e:
             raise InvalidValue(f"the context cannot make such a connection: {e}") from e
+        self.context = context
         self.log = log
         self.secrets = Secrets()
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        return self.object.session
+
+    def works(self) -> bool:
+        return True
+
+    def feed(self, records: bytes) -> bool:
+        self.incoming.write(records)
+        try:
+            self.object.read(1)
+        except ssl.SSLWantReadError:
+            return True  # all is taken in, and then there is nothing more to read
+        except ssl.SSLError:
+            pass
+        return False
+
+    def leave(self) -> None:
+        """Nothing: what the ssl module gives as a session is a copy."""
 
     def put(self, data: bytes | bytearray) -> None:
         self.incoming.write(data)
@@ -149,8 +179,11 @@ class _Ssl:
 class _PyOpenSSL:
     """An ``OpenSSL.SSL.Connection`` without a socket."""
 
-    def __init__(self, context: Any, *, server_side: bool, server_hostname: str | None) -> None:
+    def __init__(
+        self, context: Any, *, server_side: bool, server_hostname: str | None, session: Any
+    ) -> None:
         self.module = sys.modules["OpenSSL.SSL"]
+        self.context = context
         self.object = self.module.Connection(context, None)
         self.secrets = Secrets()
         _of_connection[self.object] = self.secrets
@@ -160,6 +193,33 @@ class _PyOpenSSL:
             self.object.set_connect_state()
             if server_hostname is not None:
                 self.object.set_tlsext_host_name(server_hostname.encode("idna"))
+            if session is not None:
+                self.object.set_session(session)
+
+    @property
+    def session(self) -> Any:
+        return self.object.get_session()
+
+    def works(self) -> bool:
+        return True
+
+    def feed(self, records: bytes) -> bool:
+        self.object.bio_write(records)
+        # A connection that has seen close_notify reads nothing.
+        self.object.set_shutdown(self.module.SENT_SHUTDOWN)
+        try:
+            self.object.recv(1)
+        except self.module.WantReadError:
+            return True
+        except self.module.Error:
+            pass
+        finally:
+            self.leave()
+        return False
+
+    def leave(self) -> None:
+        """Say that it has ended well: else OpenSSL makes its session useless when it goes."""
+        self.object.set_shutdown(self.module.SENT_SHUTDOWN | self.module.RECEIVED_SHUTDOWN)
 
     def put(self, data: bytes | bytearray) -> None:
         self.object.bio_write(bytes(data))
@@ -301,8 +361,8 @@ class MemoryBIOHandshake:
     closed here.  ``context`` is an ``ssl.SSLContext`` or an ``OpenSSL.SSL.Context``;
     ``pyktls.watch(context, engine="membio")`` prepares it, otherwise the first handshake does,
     which must then be before the context is used for anything else in another thread.
-    ``server_side``, ``server_hostname`` and ``session`` (an ``ssl.SSLSession`` to resume) are those
-    of ``ssl.SSLContext.wrap_bio``.  ::
+    ``server_side``, ``server_hostname`` and ``session`` (to resume: an ``ssl.SSLSession``, for
+    pyOpenSSL an ``OpenSSL.SSL.Session``) are those of ``ssl.SSLContext.wrap_bio``.  ::
 
         handshake = pyktls.MemoryBIOHandshake(sock, context, server_hostname=name)
         handshake.do_handshake()
@@ -325,7 +385,7 @@ class MemoryBIOHandshake:
         *,
         server_side: bool = False,
         server_hostname: str | None = None,
-        session: ssl.SSLSession | None = None,
+        session: Any = None,
     ) -> None:
         if not isinstance(sock, socket.socket):
             raise InvalidType(f"sock must be a socket, not {type(sock).__name__}")
@@ -339,7 +399,7 @@ class MemoryBIOHandshake:
             raise InvalidType(
                 f"server_hostname must be a str, not {type(server_hostname).__name__}"
             )
-        if session is not None and not isinstance(session, ssl.SSLSession):
+        if not (session is None or _is_session(session)):
             raise InvalidType(f"session must be an ssl.SSLSession, not {type(session).__name__}")
         self._sock = sock
         self._server = bool(server_side)
@@ -586,6 +646,7 @@ class MemoryBIOHandshake:
         """Give the connection up: no session any more.  The socket is left as it is."""
         self._left = True
         self._library.secrets.wipe()
+        self._library.leave()
 
     def __repr__(self) -> str:
         side = "server" if self._server else "client"
@@ -593,25 +654,40 @@ class MemoryBIOHandshake:
         return f"<MemoryBIOHandshake {side} {state} {self.version() or ''}>".replace(" >", ">")
 
 
+def reader_of(handshake: MemoryBIOHandshake) -> _Library:
+    """Its connection in the TLS library, for what comes after the handshake."""
+    return handshake._library  # noqa: SLF001
+
+
+def _is_session(session: object) -> bool:
+    module = sys.modules.get("OpenSSL.SSL")
+    pyopenssls = () if module is None else (module.Session,)
+    return isinstance(session, (ssl.SSLSession, *pyopenssls))
+
+
 def _connect(
     context: Any,
     *,
     server_side: bool,
     server_hostname: str | None,
-    session: ssl.SSLSession | None,
+    session: Any,
 ) -> _Library:
     from .choice import key_log_of, prepare_membio  # noqa: PLC0415  # it imports this module
 
     if is_pyopenssl_context(context):
-        if session is not None:
+        if isinstance(session, ssl.SSLSession):
             raise InvalidValue("session is for an ssl.SSLContext")
         prepare_membio(context)
-        return _PyOpenSSL(context, server_side=server_side, server_hostname=server_hostname)
+        return _PyOpenSSL(
+            context, server_side=server_side, server_hostname=server_hostname, session=session
+        )
     if not isinstance(context, ssl.SSLContext):
         raise InvalidType(
             "context must be an ssl.SSLContext or an OpenSSL.SSL.Context, not "
             f"{type(context).__name__}"
         )
+    if not (session is None or isinstance(session, ssl.SSLSession)):
+        raise InvalidValue("session is for an OpenSSL.SSL.Context")
     prepare_membio(context)
     return _Ssl(
         context,
