@@ -40,7 +40,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "test-results"
 KERNELS = ("6.1", "6.12", "7.3")
 WITHOUT_TLS = "6.12-notls"
-DEFECTIVE = "6.1-main"
+# Before the fixes of what pyktls.linux.defects looks for, and what of the kernel's selftest meets it.
+# (test_global.py has also data_steal, at which 6.1.176 stops for good: CVE-2025-38616.)
+DEFECTIVE = ("6.1-main", "6.12.107")
+DEFECTS = (
+    "tests/kernel_defects",
+    "tests/kernel/selftests/test_basic.py",
+    "tests/kernel/selftests/test_errors.py",
+    "tests/kernel/selftests/test_global.py::test_no_pad",
+    "tests/kernel/selftests/test_rekey.py",
+    "tests/kernel/selftests/test_splice.py",
+)
 HOST = "this machine"
 # Arguments thrown at random, of which tests/unit has many more; the benchmarks; CPython's own tests
 # of ssl; what a process may do, by its privileges; the demo, which `make demo` runs on each kernel;
@@ -172,6 +182,20 @@ def read_counts(report: pathlib.Path) -> dict[str, int]:
     return counts
 
 
+def build_hidden_openssl() -> None:
+    """Have it in the cache for tests/kernel/test_hidden_openssl.py: guests cannot make it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "support.hidden_openssl"],
+        cwd=ROOT / "tests",
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        say(f"no kernel test runs with OpenSSL hidden: {done.stderr.strip()}")
+
+
 def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
     parts = []
     if host:
@@ -215,7 +239,7 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
             wanted += ("--ignore=tests/kernel_absent/test_samples.py",)
         parts.append(Part("kernel without TLS", WITHOUT_TLS, wanted))
     if not kernels:
-        parts.append(Part("kernel with defects", DEFECTIVE, ("tests/kernel_defects",)))
+        parts += [Part("kernel with defects", kernel, DEFECTS) for kernel in DEFECTIVE]
     return parts
 
 
@@ -227,6 +251,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
     options, arguments = parser.parse_known_args()
     RESULTS.mkdir(exist_ok=True)
+    build_hidden_openssl()
     parts = plan(options.kernel, host=not options.no_host, everything=options.everything)
     # This machine's own parts would see each other's connections in the kernel's counters.
     own = [part for part in parts if part.kernel == HOST]

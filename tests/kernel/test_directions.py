@@ -38,7 +38,7 @@ from pyktls.protocol import (
     HANDSHAKE,
     UNEXPECTED_MESSAGE,
 )
-from support import kernel, tls
+from support import every_method, kernel, tls
 from support.kernel import (
     TIMEOUT,
     Background,
@@ -219,6 +219,22 @@ def test_receiving_without_waiting_and_with_a_timeout(version):
             with pytest.raises(BlockingIOError):
                 sock.recv(100, socket.MSG_DONTWAIT)
             record = wire.seal(APPLICATION_DATA, b"in parts")
+
+
+def test_flags_that_tcp_would_take_for_its_own():
+    with halved(True) as (sock, peer):
+        for flags in (socket.MSG_OOB, socket.MSG_TRUNC, socket.MSG_PEEK | socket.MSG_OOB):
+            for call in (
+                lambda flags=flags: sock.recv(10, flags),
+                lambda flags=flags: sock.recv_into(bytearray(10), 10, flags),
+                lambda flags=flags: sock.recvmsg(10, 0, flags),
+                lambda flags=flags: sock.recvmsg_into([bytearray(5), bytearray(5)], 0, flags),
+            ):
+                with pytest.raises(InvalidValue, match="flags of recv"):
+                    call()
+        peer.sendall(b"unharmed")
+        assert recv_exactly(sock, 8) == b"unharmed"
+        both_ways(sock, peer)
 
 
 def test_nothing_is_read_ahead_of_the_record_at_hand():
@@ -627,6 +643,117 @@ def test_close_interrupts_a_reader(tx):
         sock.shutdown(socket.SHUT_RDWR)
         with pytest.raises((OSError, TruncationError)):
             reader.result()
+
+
+# ---- OpenSSL and the descriptor --------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def switched(tx, rx, role, engine="native"):
+    """``(KTLSSocket, ssl.SSLSocket, OpenSSL's object)``."""
+    contexts = tls.contexts(tls.TLS_1_3, watch=False)
+    pyktls.watch(contexts[0 if role is Role.CLIENT else 1], engine=engine)
+    for context in contexts:
+        tls.tell_ragged_ends(context)
+    with tls.connect(*contexts) as pair:
+        own, peer = pair.ends()[0] if role is Role.CLIENT else pair.ends()[1]
+        peer.suppress_ragged_eofs = False
+        peer.settimeout(TIMEOUT)
+        sslobj = own._sslobj
+        own.settimeout(0.1)  # as long as the ssl module waits for what OpenSSL never gets
+        sock = pyktls.offload(own, tx=tx, rx=rx)
+        sock.settimeout(TIMEOUT)
+        try:
+            yield sock, peer, sslobj
+        finally:
+            kernel.close_quietly(sock)
+
+
+WAYS = [
+    pytest.param(True, True, "native", id="both", marks=tls.needs_native),
+    pytest.param(
+        True, True, "portable", id="both-portable",
+        marks=pytest.mark.skipif(FREEBSD, reason="the portable engine is Linux's"),
+    ),
+    pytest.param(True, False, "native", id="sending", marks=tls.needs_native),
+    pytest.param(False, True, "native", id="receiving", marks=tls.needs_native),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tx", "rx", "engine"), WAYS)
+@pytest.mark.parametrize("name", every_method.public_names(pyktls.KTLSSocket))
+def test_nothing_wrong_reaches_the_wire(name, tx, rx, engine):
+    """Whatever is called: the peer's records go on without a gap, and so do ours."""
+    with switched(tx, rx, Role.CLIENT, engine) as (sock, peer, _):
+        if name not in every_method.TERMINAL:
+            every_method.call(sock, name, TIMEOUT)
+            sends = name in every_method.SENDING
+            if name == "splice_from":
+                sends = tx and not FREEBSD
+            every_method.assert_nothing_else_was_sent(sock, peer, sends=sends)
+            if name == "update_keys" and not tx and not kernel_can_rekey():
+                with pytest.raises(RecordError, match="cannot follow"):  # the peer's answer
+                    both_ways(peer, sock)
+                return
+            both_ways(peer, sock)
+            return
+        fd = sock.fileno()
+        sock.settimeout(0.2)
+        if name == "detach" and not (tx and rx):  # the other half would be lost
+            with pytest.raises(HandoffRefused):
+                sock.detach()
+            both_ways(sock, peer)
+            return
+        with contextlib.suppress(OSError):
+            getattr(sock, name)(*((socket.SHUT_WR,) if name == "shutdown" else ()))
+        if name == "detach":
+            os.close(fd)
+        if name in ("abandon", "detach"):
+            with tls.ragged_end():
+                peer.recv(1)
+        else:
+            assert peer.recv(1) == b""  # close_notify: ragged ends raise
+
+
+@tls.needs_native
+@pytest.mark.parametrize(("tx", "rx", "engine"), WAYS)
+@over_roles
+def test_openssl_cannot_reach_the_connection(tx, rx, engine, role):
+    """Not even who has kept its object: where OpenSSL sends, it does so into memory."""
+    with switched(tx, rx, role, engine) as (sock, peer, sslobj):
+        peer.sendall(b"for the kernel")
+        kernel.wait_readable(sock)
+        for call in (
+            lambda: sslobj.read(100),
+            sslobj.do_handshake,
+            sslobj.verify_client_post_handshake,
+            lambda: sslobj.write(b"from memory"),
+        ):
+            with contextlib.suppress(OSError):
+                call()
+        peer.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            peer.recv(100)
+        peer.settimeout(TIMEOUT)
+        assert recv_exactly(sock, 14) == b"for the kernel"
+        sock.sendall(b"<and on>")
+        received = b""
+        while not received.endswith(b"<and on>"):
+            received += recv_exactly(peer, 1)
+        before = received.removesuffix(b"<and on>")
+        assert before == b"" or (not tx and before == b"from memory")
+        both_ways(peer, sock)
+
+
+@tls.needs_native
+@over_roles
+def test_nor_can_it_end_the_connection_where_the_kernel_sends(role):
+    for rx in (True, False):
+        with switched(True, rx, role) as (sock, peer, sslobj):
+            with contextlib.suppress(OSError):
+                sslobj.shutdown()
+            both_ways(sock, peer)
+            both_ways(peer, sock)
 
 
 # ---- what cannot be --------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _ssl
 import contextlib
 import gc
-import io
 import os
 import pathlib
 import socket
@@ -15,7 +15,10 @@ import pytest
 
 import pyktls
 from pyktls import HandoffRefused, Mode, RecordError, Role, TruncationError
-from support import kernel, programs, tls
+from pyktls.engines import apart
+from pyktls.engines.answers import Answers
+from pyktls.lowlevel import lib
+from support import every_method, kernel, programs, tls
 from support.kernel import (
     Background,
     both_ways,
@@ -25,6 +28,8 @@ from support.kernel import (
     wait_readable,
 )
 from support.programs import PROGRAMS
+
+FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
 
 over_versions = pytest.mark.parametrize(
     "version", kernel.OPENSSL_VERSIONS.values(), ids=kernel.VERSION_NAMES.values()
@@ -63,27 +68,45 @@ WRITE_TIMED_OUT = r"^The write operation timed out$"
 
 
 over_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.name.lower())
-receiving_or_not = pytest.mark.parametrize("rx", [True, False], ids=["both", "sending"])
+receiving_or_not = pytest.mark.parametrize(
+    "rx", [True, pytest.param(False, marks=tls.needs_native)], ids=["both", "sending"]
+)
+#: "hidden" is the portable one without the functions of OpenSSL that the rest uses.
+ENGINES = ("native", "portable", "hidden")
+LINUX_ENGINE = pytest.mark.skipif(FREEBSD, reason="the portable engine is Linux's")
+MARKS = {"native": tls.needs_native, "portable": LINUX_ENGINE, "hidden": LINUX_ENGINE}
+over_engines = pytest.mark.parametrize(
+    "engine", [pytest.param(engine, marks=MARKS[engine]) for engine in ENGINES]
+)
 
 
-def wrapped_contexts(version, role=Role.CLIENT, cipher=None, *, require=True, **knobs):
+def wrapped_contexts(version, role=Role.CLIENT, cipher=None, *, require=True, engine=None, **knobs):
     """A client's and a server's context; that of ``role`` is wrapped, the other untouched."""
     client, server = tls.contexts(version, cipher, watch=False, **knobs)
-    pyktls.wrap_context(client if role is Role.CLIENT else server, require)
+    own = client if role is Role.CLIENT else server
+    if engine is not None:
+        pyktls.watch(own, engine="portable" if engine == "hidden" else engine)
+    pyktls.wrap_context(own, require)
     return client, server
 
 
 @contextlib.contextmanager
-def switched(version=tls.TLS_1_3, role=Role.CLIENT, *, rx=True):
+def switched(version=tls.TLS_1_3, role=Role.CLIENT, *, rx=True, engine=None):
     """``(pyktls.SSLSocket, ssl.SSLSocket)`` with a handshake behind them.
 
     Without ``rx`` the kernel can only send, and OpenSSL receives.
     """
-    contexts = wrapped_contexts(version, role, require=rx)
+    contexts = wrapped_contexts(version, role, require=rx, engine=engine)
+    for context in contexts:
+        tls.tell_ragged_ends(context)
     with (
+        pytest.MonkeyPatch.context() as patch,
         contextlib.nullcontext() if rx else kernel.receiving_refused(),
-        tls.connect(*contexts) as pair,
+        contextlib.ExitStack() as stack,
     ):
+        if engine == "hidden":
+            patch.setattr(apart, "works", lambda: False)
+        pair = stack.enter_context(tls.connect(*contexts))
         ours, peer = pair.ends()[0] if role is Role.CLIENT else pair.ends()[1]
         peer.suppress_ragged_eofs = False
         yield ours, peer
@@ -113,15 +136,21 @@ def test_a_handshake_on_the_way_switches_too(version, role, first):
     pair = tls.wrap_pair(*wrapped_contexts(version, role))
     with pair:
         (sock, peer) = pair.ends()[0] if role is Role.CLIENT else pair.ends()[1]
-        with Background(peer.do_handshake) as handshake:
+
+        def other_end():
+            peer.do_handshake()
+            if first == "recv":
+                peer.sendall(b"first")
+
+        with Background(other_end):
             if first == "send":
                 assert sock.send(b"first") == 5
             else:
-                sock.settimeout(0.5)
+                assert sock.recv(5) == b"first"
+                sock.settimeout(0.05)
                 with pytest.raises(TimeoutError, match=READ_TIMED_OUT):
                     sock.recv(1)
                 sock.settimeout(kernel.TIMEOUT)
-            handshake.result()
         if first == "send":
             assert recv_exactly(peer, 5) == b"first"
         assert_on(sock)
@@ -341,22 +370,29 @@ def outcome(sock, name, arguments):
 
 
 @over_versions
-def test_the_next_connection_resumes(version):
+@over_engines
+def test_the_next_connection_resumes(version, engine):
     """With a ticket that came when the kernel had the connection already (TLS 1.3)."""
-    contexts = wrapped_contexts(version)
-    with tls.connect(*contexts) as pair:
-        assert_on(pair.client)
-        both_ways(pair.client, pair.server)  # the tickets are read on the way
-        session = pair.client.session
-        assert session is not None
-        assert session.has_ticket
-        with pytest.raises(ValueError, match="after handshake"):
-            pair.client.session = session
-    with tls.connect(*contexts, session=session) as pair:
-        assert_on(pair.client)
-        assert pair.client.session_reused
-        assert pair.server.session_reused
-        both_ways(pair.client, pair.server)
+    contexts = wrapped_contexts(version, engine=engine)
+    with pytest.MonkeyPatch.context() as patch:
+        if engine == "hidden":
+            patch.setattr(apart, "works", lambda: False)
+        with tls.connect(*contexts) as pair:
+            assert_on(pair.client)
+            both_ways(pair.client, pair.server)  # the tickets are read on the way
+            both_ways(pair.server, pair.client)
+            session = pair.client.session
+            assert session is not None
+            # OpenSSL has none of those that came later where nobody can bring it any.
+            resumes = version == tls.TLS_1_2 or apart.works()
+            assert session.has_ticket == resumes
+            with pytest.raises(ValueError, match="after handshake"):
+                pair.client.session = session
+        with tls.connect(*contexts, session=session) as pair:
+            assert_on(pair.client)
+            assert pair.client.session_reused == resumes
+            assert pair.server.session_reused == resumes
+            both_ways(pair.client, pair.server)
 
 
 @over_versions
@@ -432,52 +468,24 @@ def test_a_file_with_what_goes_around_it(version, rx):
 # ---- OpenSSL and the descriptor ----------------------------------------------------------------
 
 
-TERMINAL = {"close", "unwrap", "shutdown", "detach"}
-SENDING = {"send", "sendall", "write", "sendfile", "splice_from"}
-PIECE = b"data"
-
-
-def public_names():
-    return sorted(name for name in dir(pyktls.SSLSocket) if not name.startswith("_"))
-
-
-def argument_lists(name, stack):
-    """Arguments that some method may be right with, for methods that nobody knew of too."""
-    if name in ("splice_to", "splice_from"):
-        out, into = os.pipe()
-        stack.callback(os.close, out)
-        stack.callback(os.close, into)
-        os.write(into, PIECE)
-        return [(out if name == "splice_from" else into, len(PIECE))]
-    if name == "sendfile":
-        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        file.write(PIECE)
-        file.seek(0)
-        return [(file,)]
-    where = ("127.0.0.1", 9)
-    return [
-        (), (PIECE,), (8,), (bytearray(8),), ([PIECE],), ([bytearray(8)],), (PIECE, 0), (where,),
-        (PIECE, where), (PIECE, 0, where), (8, bytearray(8)), ([PIECE], [], 0, where), (None,),
-        (False,), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), ("rwb",), ([PIECE], 8),
-    ]  # fmt: skip
+def rows(role, version):
+    """With each engine; the native one has the kernel send alone as well."""
+    name = f"{role.name.lower()}-{kernel.VERSION_NAMES[int(version)]}"
+    for engine, rx in ((engine, True) for engine in ENGINES):
+        yield pytest.param(role, version, rx, engine, id=f"{name}-{engine}", marks=MARKS[engine])
+    yield pytest.param(role, version, False, "native", id=f"{name}-sending", marks=tls.needs_native)
 
 
 @pytest.mark.parametrize(
-    ("role", "version", "rx"),
-    [
-        (Role.CLIENT, tls.TLS_1_3, True),
-        (Role.SERVER, tls.TLS_1_2, True),
-        (Role.CLIENT, tls.TLS_1_3, False),
-        (Role.SERVER, tls.TLS_1_2, False),
-    ],
-    ids=["client-TLS1.3", "server-TLS1.2", "client-TLS1.3-sending", "server-TLS1.2-sending"],
+    ("role", "version", "rx", "engine"),
+    [*rows(Role.CLIENT, tls.TLS_1_3), *rows(Role.SERVER, tls.TLS_1_2)],
 )
-@pytest.mark.parametrize("name", public_names())
-def test_nothing_wrong_reaches_the_wire(name, role, version, rx):
+@pytest.mark.parametrize("name", every_method.public_names(pyktls.SSLSocket))
+def test_nothing_wrong_reaches_the_wire(name, role, version, rx, engine):
     """Whatever is called: the peer's records go on without a gap, and so do ours."""
-    with switched(version, role, rx=rx) as (sock, peer), contextlib.ExitStack() as stack:
+    with switched(version, role, rx=rx, engine=engine) as (sock, peer):
         peer.settimeout(kernel.TIMEOUT)
-        if name in TERMINAL:
+        if name in every_method.TERMINAL:
             descriptor = sock.fileno()
             refused = name == "detach" and not rx  # the other half would be lost
             with pytest.raises(HandoffRefused) if refused else contextlib.suppress(OSError):
@@ -488,34 +496,14 @@ def test_nothing_wrong_reaches_the_wire(name, role, version, rx):
                 both_ways(sock, peer)
             elif name == "detach":
                 os.close(descriptor)
-                # A reset where tickets are unread; some versions of ssl lose its error number.
-                with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+                with tls.ragged_end():
                     peer.recv(1)
             else:
                 assert peer.recv(1) == b""  # close_notify: ragged ends raise
             return
-        for arguments in argument_lists(name, stack):
-            sock.settimeout(0.05)
-            with contextlib.suppress(Exception):
-                member = getattr(sock, name)
-                if callable(member):
-                    result = member(*arguments)
-                    if isinstance(result, io.IOBase):
-                        result.close()
-        sock.settimeout(kernel.TIMEOUT)
-        marker = b"<and on>"
-        sock.sendall(marker)
-        received = b""
-        while not received.endswith(marker):
-            piece = peer.recv(1 << 16)
-            assert piece
-            received += piece
-        before = received.removesuffix(marker)
-        if name in SENDING:
-            assert before
-            assert before.replace(PIECE, b"").strip(b"\0") == b""
-        else:
-            assert before == b""
+        every_method.call(sock, name, kernel.TIMEOUT)
+        sends = name in every_method.SENDING and name != "sendmsg"  # which ssl has not
+        every_method.assert_nothing_else_was_sent(sock, peer, sends=sends)
         assert_on(sock, rx=rx)
         both_ways(peer, sock)
 
@@ -527,9 +515,39 @@ def call_terminal(sock, name):
 
 @over_versions
 @over_roles
-@receiving_or_not
-def test_openssl_cannot_reach_the_connection(version, role, rx):
-    with switched(version, role, rx=rx) as (sock, peer):
+@over_engines
+def test_nobody_is_asked_for_a_certificate_any_more(version, role, engine):
+    with (
+        switched(version, role, engine=engine) as (sock, peer),
+        tls.connect(*tls.contexts(version, watch=False)) as plain,
+    ):
+        if role is Role.SERVER and version == tls.TLS_1_3:
+            text = "the peer cannot be asked for a certificate any more: the kernel has the"
+            with pytest.raises(pyktls.Unavailable, match=text) as caught:
+                sock.verify_client_post_handshake()
+            assert isinstance(caught.value, ssl.SSLError)
+        else:
+            other = plain.client if role is Role.CLIENT else plain.server
+            said = []
+            for each in (sock, other):
+                with pytest.raises(ssl.SSLError) as caught:
+                    each.verify_client_post_handshake()
+                said.append((caught.value.library, caught.value.reason))
+            assert said[0] == said[1]
+        every_method.assert_nothing_else_was_sent(sock, peer, sends=False)
+        both_ways(peer, sock)
+
+
+@tls.needs_native
+@over_versions
+@over_roles
+@pytest.mark.parametrize(
+    ("rx", "engine"),
+    [(True, "native"), (True, "portable"), (False, "native")],
+    ids=["both", "both-portable", "sending"],
+)
+def test_openssl_cannot_reach_the_connection(version, role, rx, engine):
+    with switched(version, role, rx=rx, engine=engine) as (sock, peer):
         inner = sock._sslobj._sslobj
         peer.sendall(b"for the kernel")
         wait_readable(sock)
@@ -546,3 +564,28 @@ def test_openssl_cannot_reach_the_connection(version, role, rx):
         sock.settimeout(kernel.TIMEOUT)
         assert recv_exactly(sock, 14) == b"for the kernel"
         both_ways(sock, peer)
+
+
+@LINUX_ENGINE
+@over_versions
+@over_roles
+def test_where_it_is_hidden_openssl_has_no_connection_any_more(version, role):
+    with switched(version, role, engine="hidden") as (sock, peer):
+        assert type(sock._sslobj._sslobj) is Answers
+        gc.collect()
+        left = [thing for thing in gc.get_objects() if type(thing) is _ssl._SSLSocket]
+        assert all(thing.owner is not sock for thing in left)
+        assert any(thing.owner is peer for thing in left)
+        del left
+        # It still tells what it is asked for.
+        assert sock.version() == peer.version()
+        assert sock.cipher() == peer.cipher()
+        assert sock.selected_alpn_protocol() is None
+        assert sock.context is sock._context
+        if role is Role.CLIENT:
+            assert sock.getpeercert(True) == ssl.PEM_cert_to_DER_cert(
+                tls.certificate().cert_chain_pems[0].bytes().decode()
+            )
+            assert sock.getpeercert()["subjectAltName"] == (("DNS", tls.HOST),)
+        both_ways(sock, peer)
+        both_ways(peer, sock)

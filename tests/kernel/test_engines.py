@@ -36,7 +36,7 @@ def goes_on(sock, peer, engine, version):
 
 @over_versions
 @over_roles
-@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=tls.needs_native), "portable"])
 @pytest.mark.parametrize("before", [b"", b"before the switch"])
 def test_an_ssl_socket(version, role, engine, before):
     client, server = tls.contexts(VERSIONS[version], watch=False)

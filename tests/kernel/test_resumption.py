@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import ssl
 
 import pytest
+from OpenSSL import SSL
 
 import pyktls
 from pyktls.ciphers import TLS_1_2, TLS_1_3
-from support import kernel, tls
-from support.kernel import both_ways
+from pyktls.engines import apart
+from pyktls.lowlevel import lib
+from support import kernel, records, tls
+from support.kernel import Background, both_ways
 
 VERSIONS = {TLS_1_2: ssl.TLSVersion.TLSv1_2, TLS_1_3: ssl.TLSVersion.TLSv1_3}
+
+FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
 
 over_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3], ids=["TLS1.2", "TLS1.3"])
 
@@ -48,6 +55,7 @@ def prepare(way, client):
         pyktls.wrap_context(client, require=True)
 
 
+@tls.needs_native
 @over_versions
 @pytest.mark.parametrize("way", ["offload", "wrap_context"])
 @pytest.mark.parametrize("cipher", ["AES_128_GCM", "AES_256_GCM", "CHACHA20_POLY1305"])
@@ -69,6 +77,7 @@ def test_the_next_connection_resumes(version, way, cipher):
             assert session.has_ticket
 
 
+@tls.needs_native
 def test_there_is_no_session_before_a_ticket_has_been_read():
     client, server = contexts(TLS_1_3)
     prepare("offload", client)
@@ -80,6 +89,7 @@ def test_there_is_no_session_before_a_ticket_has_been_read():
         assert sock.session.has_ticket
 
 
+@tls.needs_native
 def test_of_several_tickets_the_newest_counts_and_asking_changes_nothing():
     client, server = contexts(TLS_1_3, tickets=5)
     prepare("offload", client)
@@ -94,6 +104,7 @@ def test_of_several_tickets_the_newest_counts_and_asking_changes_nothing():
         both_ways(sock, peer)
 
 
+@tls.needs_native
 def test_a_key_update_in_between_changes_nothing():
     """OpenSSL stays with the keys it had at the switch; the connection has others."""
     client, server = contexts(TLS_1_3)
@@ -135,6 +146,7 @@ def test_a_server_end_of_ours_resumes_too():
         both_ways(pair.server, pair.client)
 
 
+@tls.needs_native
 def test_rubbish_in_the_place_of_a_ticket_harms_nothing():
     """The record layer refuses it; what it let through OpenSSL would refuse."""
     client, server = contexts(TLS_1_3)
@@ -150,6 +162,7 @@ def test_rubbish_in_the_place_of_a_ticket_harms_nothing():
         assert good.has_ticket
 
 
+@tls.needs_native
 def test_a_closed_socket_has_no_keys_left():
     client, server = contexts(TLS_1_3)
     prepare("offload", client)
@@ -159,3 +172,127 @@ def test_a_closed_socket_has_no_keys_left():
         peer.close()
         sock.close()
         assert not keeper._keys.key
+
+
+# ---- where OpenSSL is hidden -------------------------------------------------------------------
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    """As far as that concerns what can be asked of OpenSSL; test_hidden_openssl.py has it whole."""
+    monkeypatch.setattr(apart, "works", lambda: False)
+
+
+@pytest.mark.skipif(FREEBSD, reason="the portable engine is Linux's")
+@pytest.mark.usefixtures("hidden")
+@over_versions
+def test_a_socket_whose_openssl_is_hidden_resumes_with_what_came_before_the_switch(version):
+    """Nobody can bring OpenSSL a ticket that came later: docs/hand-off.md says why."""
+    client, server = contexts(version)
+    pyktls.watch(client, engine="portable")
+    with switched(client, server) as (sock, peer, reused):
+        assert not reused
+        both_ways(peer, sock)
+        later = sock.session
+        assert later.has_ticket == (version == TLS_1_2)
+    with switched(client, server, later) as (sock, peer, reused):
+        assert reused == (version == TLS_1_2)
+        both_ways(sock, peer)
+    # A ticket that OpenSSL reads itself is as good as ever, also for connections that switch.
+    with tls.connect(client, server) as pair:
+        before = tls.resumable_session(pair)
+    for _ in range(2):
+        with switched(client, server, before) as (sock, peer, reused):
+            assert reused
+            both_ways(sock, peer)
+
+
+# ---- a handshake over memory -------------------------------------------------------------------
+
+
+def memory_context(library, version, cipher):
+    client, _ = contexts(version, cipher)
+    if library == "ssl":
+        return client
+    context = SSL.Context(SSL.TLS_METHOD)
+    tls.authority().configure_trust(context)
+    for limit in (context.set_min_proto_version, context.set_max_proto_version):
+        limit(version)
+    if version == TLS_1_3:
+        context.set_tls13_ciphersuites(kernel.suite(version, cipher).openssl_name.encode())
+    return context
+
+
+@contextlib.contextmanager
+def from_memory(client, server, session=None):
+    near, far = tls.tcp_pair()
+    with near, Background(server.wrap_socket, far, True) as accepted:
+        here = pyktls.MemoryBIOHandshake(near, client, server_hostname=tls.HOST, session=session)
+        here.do_handshake()
+        with accepted.result() as peer, pyktls.offload(here) as sock:
+            assert sock.ktls.rx
+            for each in (sock, peer):
+                each.settimeout(kernel.TIMEOUT)
+            try:
+                yield sock, peer
+            finally:
+                peer.close()
+                kernel.close_quietly(sock)
+
+
+@over_versions
+@pytest.mark.parametrize("library", ["ssl", "pyOpenSSL"])
+@pytest.mark.parametrize("cipher", ["AES_128_GCM", "AES_256_GCM", "CHACHA20_POLY1305"])
+def test_a_handshake_over_memory_resumes(version, library, cipher):
+    """Tickets are brought to OpenSSL through its memory: public calls, and a cipher for the seal.
+
+    Where OpenSSL is hidden the package ``cryptography`` has the cipher, so it holds there too.
+    """
+    client = memory_context(library, version, cipher)
+    _, server = contexts(version, cipher)
+    session = None
+    for number in range(3):
+        with from_memory(client, server, session) as (sock, peer):
+            assert peer.session_reused == (number > 0)
+            # The tickets are not the first that comes under the keys of the switch.
+            both_ways(sock, peer)
+            both_ways(peer, sock)
+            session = sock.session
+            assert session is not None
+
+
+@pytest.mark.parametrize("library", ["ssl", "pyOpenSSL"])
+def test_a_ticket_that_comes_late_over_memory(library):
+    """Under a number of its own: OpenSSL counts only what it is given."""
+    client = memory_context(library, TLS_1_3, "AES_128_GCM")
+    _, server = contexts(TLS_1_3, tickets=1)
+    pyktls.watch(server)
+    near, far = tls.tcp_pair()
+    with near, Background(server.wrap_socket, far, True) as accepted:
+        here = pyktls.MemoryBIOHandshake(near, client, server_hostname=tls.HOST)
+        here.do_handshake()
+        session = here.session()
+        with accepted.result() as peer, socket.socket(fileno=os.dup(peer.fileno())) as wired:
+            # The server's only ticket, taken off the wire, to be sent again behind data.
+            opener = records.Opener(session.cipher, session.rx)
+            record = records.read_record(lambda size: near.recv(size, socket.MSG_WAITALL))
+            kind, message = opener.open(record)
+            assert (kind, message[0]) == (records.HANDSHAKE, 4)
+            wired.settimeout(kernel.TIMEOUT)
+            wire = kernel.Wire(wired, pyktls.extract(peer))
+            wire.sealer.sequence = 0
+            peer.detach()
+            with pyktls.offload(here) as sock:
+                sock.settimeout(kernel.TIMEOUT)
+                for data in (b"one", b"two"):
+                    wire.send_data(data)
+                    assert sock.recv(100) == data
+                wire.send(records.HANDSHAKE, message)
+                wire.send_data(b"three")
+                assert sock.recv(100) == b"three"
+                kept = sock.session
+                wire.close_notify()
+                assert sock.recv(100) == b""
+    with from_memory(client, server, kept) as (sock, peer):
+        assert peer.session_reused
+        both_ways(sock, peer)

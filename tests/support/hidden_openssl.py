@@ -8,6 +8,8 @@ of OpenSSL then truly fails.
 Both sources are Debian's packages, fetched once into the cache (``PYKTLS_LAB_CACHE``): CPython's
 source of the same minor version, and OpenSSL's static libraries in the oldest of the releases, so
 that they link on any newer one.  ``PYKTLS_CPYTHON_SOURCE`` names a source tree to use instead.
+
+As a program (``python -m support.hidden_openssl``, in tests/) it builds it, and says where it is.
 """
 
 from __future__ import annotations
@@ -62,15 +64,32 @@ def sources_known() -> bool:
 
 def build() -> Path:
     """The directory with the module in it; built if the cache has none for this interpreter."""
-    from lab.kernels import cache_root  # noqa: PLC0415  # tls.py imports this file everywhere
-
-    root = cache_root().parent / "hidden-openssl"
+    present = built()
+    if present is not None:  # a guest of the lab can only read the cache
+        return present
+    root = _root()
     root.mkdir(parents=True, exist_ok=True)
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         source = _python_source(root)
         openssl = _openssl(root)
         return _compile(root, source, openssl)
+
+
+def built() -> Path | None:
+    """The same, if the cache has it."""
+    root = _root()
+    source, openssl = _python_source_place(root), root / "openssl"
+    if not (source.exists() and openssl.exists()):
+        return None
+    _, place = _command(root, source, openssl)
+    return place if place.exists() else None
+
+
+def _root() -> Path:
+    from lab.kernels import cache_root  # noqa: PLC0415  # tls.py imports this file everywhere
+
+    return cache_root().parent / "hidden-openssl"
 
 
 def _apt(scratch: Path, suite: str) -> Any:
@@ -86,16 +105,18 @@ def _run(command: list[str], cwd: Path | None = None) -> None:
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
 
 
+def _python_source_place(root: Path) -> Path:
+    own = os.environ.get("PYKTLS_CPYTHON_SOURCE")
+    return Path(own) if own else root / "python{}.{}".format(*sys.version_info)
+
+
 def _python_source(root: Path) -> Path:
     """A directory with CPython's ``Modules``."""
     from lab.errors import LabError  # noqa: PLC0415
 
-    own = os.environ.get("PYKTLS_CPYTHON_SOURCE")
-    if own:
-        return Path(own)
     version = sys.version_info[:2]
     name = f"python{version[0]}.{version[1]}"
-    place = root / name
+    place = _python_source_place(root)
     if not place.exists():
         with tempfile.TemporaryDirectory(dir=root) as directory:
             scratch = Path(directory)
@@ -127,7 +148,8 @@ def _openssl(root: Path) -> Path:
     return place
 
 
-def _compile(root: Path, source: Path, openssl: Path) -> Path:
+def _command(root: Path, source: Path, openssl: Path) -> tuple[list[str], Path]:
+    """How it is compiled, but for the output, and the directory for what comes of that."""
     include = sysconfig.get_path("include")
     (libraries,) = (path.parent for path in openssl.rglob("libssl.a"))
     (configuration,) = (path.parent.parent for path in openssl.rglob("opensslconf.h"))
@@ -143,7 +165,11 @@ def _compile(root: Path, source: Path, openssl: Path) -> Path:
     what = [platform.python_version(), sys.abiflags, sys.base_prefix, *command]
     inputs = repr(what).encode() + header.read_bytes() + door.read_bytes()
     digest = hashlib.sha256(inputs).hexdigest()[:16]
-    place = root / f"{sys.implementation.cache_tag}{sys.abiflags}-{digest}"
+    return command, root / f"{sys.implementation.cache_tag}{sys.abiflags}-{digest}"
+
+
+def _compile(root: Path, source: Path, openssl: Path) -> Path:
+    command, place = _command(root, source, openssl)
     if not place.exists():
         with tempfile.TemporaryDirectory(dir=root) as directory:
             made = Path(directory) / "made"
@@ -152,3 +178,16 @@ def _compile(root: Path, source: Path, openssl: Path) -> Path:
             _run([*command, "-o", str(made / f"_ssl{suffix}")])
             made.rename(place)
     return place
+
+
+def main() -> None:
+    if not sources_known():
+        sys.exit("Debian has no source of this CPython; set PYKTLS_CPYTHON_SOURCE to one")
+    try:
+        print(build())
+    except NoSourceError as e:
+        sys.exit(f"{e}; set PYKTLS_CPYTHON_SOURCE to one")
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,7 @@ from . import hidden_openssl
 from .records import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 HOST = "localhost"
 ENGINE = next((info.name for info in pyktls.engines() if info.chosen), "none")
@@ -296,6 +296,26 @@ def resumable_session(pair: Pair) -> ssl.SSLSession:
     session = pair.client.session
     assert session is not None
     return session
+
+
+def tell_ragged_ends(context: ssl.SSLContext) -> None:
+    """Have connections of the context tell an end without close_notify from one with it.
+
+    Those of Python's first releases with OpenSSL 3 do not.  ``suppress_ragged_eofs`` is as it was.
+    """
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+
+
+@contextlib.contextmanager
+def ragged_end() -> Iterator[None]:
+    """Expect an end without close_notify, or a reset: as where something is unread."""
+    with pytest.raises((ssl.SSLError, ConnectionResetError)) as caught:
+        yield
+    error = caught.value
+    # Some versions of ssl know no better name for it; some lose a reset's error number.
+    assert isinstance(error, ssl.SSLEOFError | ConnectionResetError) or (
+        error.reason == "UNEXPECTED_EOF_WHILE_READING"
+    )
 
 
 # ---- the socket below OpenSSL ----------------------------------------------------------------
