@@ -14,6 +14,8 @@ may have made it a TLS one, and then has to say so).
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import socket
@@ -30,6 +32,7 @@ from pyktls.ciphers import SUITES, TLS_1_3
 from pyktls.lowlevel import lib
 
 from . import tls
+from .kernel import TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +41,11 @@ ON_LINUX = lib.pyktls_system() == lib.PYKTLS_LINUX
 
 SECRET = bytes(range(0xA0, 0xC0))
 COMPILED_CALL = re.compile(r"\w+\(\) (takes|got) ")
-NAMED_CALL = re.compile(r"^\[Errno \d+\] [a-z_]+(\([^)]*\))?: \S")
+#: What Python says of a closed socket, before any call.
+CLOSED = f"[Errno {errno.EBADF}] {os.strerror(errno.EBADF)}"
+NAMED_CALL = re.compile(
+    r"^\[Errno \d+\] [a-z_]+(\([^)]*\))?( after the end of the TLS connection)?: \S"
+)
 
 
 def callables(module: Any, prefix: str) -> dict[str, Callable[..., Any]]:
@@ -116,6 +123,30 @@ METHODS = (
     "cipher", "version", "selected_alpn_protocol", "dup", "settimeout", "setblocking",
     "update_keys", "export_state",
 )  # fmt: skip
+
+
+#: Methods of pyktls.SSLSocket, ssl's and socket's own among them, and why some are not thrown at.
+SSL_EXCEPT = {
+    "close": "it ends the connection, with nothing to be wrong",
+    "detach": "the same",
+    "shutdown": "it ends the connection: with tests of its own",
+    "unwrap": "the same",
+    "do_handshake": "it has been made; what comes of another is OpenSSL's affair",
+    "selected_npn_protocol": "a warning that it is no more, from Python 3.10 on",
+    "set_inheritable": "it is the descriptor's own",
+    "setsockopt": "the kernel's own, which may break the connection and is meant to",
+}
+SSL_METHODS = tuple(
+    name
+    for name in dir(pyktls.SSLSocket)
+    if not name.startswith("_")
+    and callable(getattr(pyktls.SSLSocket, name))
+    and name not in SSL_EXCEPT
+)
+#: Python's own, which take what fits into a C number.
+SSL_OWN = {"getsockopt", "setblocking", "settimeout"}
+#: What ssl.SSLSocket does not have says so by NotImplementedError, and so do we.
+SSL_NOT_THERE = {"dup", "recvmsg", "recvmsg_into", "sendmsg", "sendmsg_afalg"}
 
 
 def not_covered() -> set[str]:
@@ -306,6 +337,10 @@ def judge(error: Exception, call: str) -> None:
     else:
         assert isinstance(error, OSError), f"{call} raised {error!r}"
         assert NAMED_CALL.match(str(error)), f"{call} raised {error!r}, which names no call"
+    judge_text(error, call)
+
+
+def judge_text(error: Exception, call: str) -> None:
     text = f"{error!r} {error}"
     for form in (SECRET[:8].hex(), repr(SECRET[:8])[2:-1], str(list(SECRET[:4]))[1:-1]):
         assert form not in text, call
@@ -319,8 +354,53 @@ def throw_at_method(made: World, sock: Any, name: str, data: Any) -> None:
     """The same for a method of a KTLSSocket; the flags of its calls are drawn as well."""
     any_value = st.one_of(values(made), st.sampled_from([0x2, 0x40, 0x4000, 0x8000, 0x4000000]))
     arguments = data.draw(st.lists(any_value, max_size=4))
+    call_method(sock, name, arguments)
+
+
+def call_method(sock: Any, name: str, arguments: list[Any]) -> None:
     arguments = [None if _is_low(a) and name.startswith("splice") else a for a in arguments]
     try:
         getattr(sock, name)(*arguments)
     except Exception as e:  # noqa: BLE001  (that is the question)
-        judge(e, f"{name}(*{arguments!r})")
+        if sock.fileno() >= 0 or str(e) != CLOSED:
+            judge(e, f"{name}(*{arguments!r})")
+
+
+def throw_at_ssl_method(made: World, sock: Any, name: str, data: Any) -> None:
+    """The same for a method of a pyktls.SSLSocket.
+
+    Where it does as ssl.SSLSocket, or has ssl.SSLSocket do it, the errors are Python's own.
+    """
+    any_value = st.one_of(values(made), st.sampled_from([0x2, 0x40, 0x4000, 0x8000, 0x4000000]))
+    arguments = data.draw(st.lists(any_value, max_size=4))
+    arguments = [None if _is_low(a) and name.startswith("splice") else a for a in arguments]
+    allowed: tuple[type[Exception], ...] = (pyktls.Error, OSError, TypeError, ValueError)
+    if name in SSL_NOT_THERE:
+        allowed += (NotImplementedError,)
+    if name in SSL_OWN:
+        allowed += (OverflowError,)
+    ours = sock.ktls.refusal is None
+    if not ours:
+        # OpenSSL has it, and Python's own methods what was passed.
+        allowed += (OverflowError, AttributeError)
+    try:
+        result = getattr(sock, name)(*arguments)
+        if isinstance(result, io.IOBase):
+            result.close()
+    except allowed as e:
+        if ours:
+            judge_text(e, f"{name}(*{arguments!r})")
+
+
+def check_ssl(sock: ssl.SSLSocket, peer: ssl.SSLSocket) -> None:
+    """The connection goes on: what was not read is there, and what was taken has been sent."""
+    for end in (sock, peer):
+        end.settimeout(TIMEOUT)
+    peer.sendall(b"<end>")
+    received = b""
+    while not received.endswith(b"<end>"):
+        received += sock.recv(1 << 16)
+    assert b"0123456789<end>".endswith(received)
+    sock.sendall(b"still works")
+    while not received.endswith(b"still works"):
+        received = received[-11:] + peer.recv(1 << 16)

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyktls import DirectionKeys, KTLSSocket, Role, Session
+from pyktls import DirectionKeys, KTLSSocket, Role, Session, SSLSocket, wrap_context
 from pyktls._records import SocketMethods
 from pyktls.ciphers import SUITES, TLS_1_3
-from support import bad_input, tls
+from support import bad_input, bad_input_aio, tls
 
 SETTINGS = settings(
     max_examples=int(os.environ.get("PYKTLS_EXAMPLES", "60")),
@@ -24,6 +24,11 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )
+
+
+WITH_HANDSHAKE = settings(SETTINGS, max_examples=SETTINGS.max_examples // 3)
+CONTEXTS = tls.contexts(tls.TLS_1_3, watch=False)
+wrap_context(CONTEXTS[0])
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,26 @@ def test_any_arguments_of_a_method(world, name, data):
             sock.close()
 
 
+@pytest.fixture(scope="module")
+def loop(world):
+    with bad_input_aio.world(world) as around:
+        yield around
+
+
+# What asyncio leaves behind where it has the connection, as here, is its affair.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", bad_input_aio.FUNCTIONS)
+@WITH_HANDSHAKE
+@given(data=st.data())
+def test_any_arguments_for_asyncio(loop, name, data):
+    loop.throw(name, data)
+
+
+def test_the_loop_goes_on(loop):
+    assert bad_input_aio.not_covered() == set()
+    loop.check()
+
+
 def test_every_method_is_there():
     names = {*vars(KTLSSocket), *vars(SocketMethods)}
     own = {name for name in names if not name.startswith("_")}
@@ -69,3 +94,16 @@ def test_every_method_is_there():
     states = {"close_timeout", "ktls", "session", "unwrap", "shutdown", "detach", "abandon"}
     states.add("from_state")
     assert own - states == set(bad_input.METHODS)
+
+
+@pytest.mark.parametrize("name", bad_input.SSL_METHODS)
+@WITH_HANDSHAKE
+@given(data=st.data())
+def test_any_arguments_of_an_ssl_method(world, name, data):
+    """Here nothing is in the kernel: the socket is ssl's own, and stays it."""
+    client, server = CONTEXTS
+    with tls.connect(client, server) as pair:
+        assert isinstance(pair.client, SSLSocket)
+        pair.server.sendall(b"0123456789")
+        bad_input.throw_at_ssl_method(world, pair.client, name, data)
+        bad_input.check_ssl(pair.client, pair.server)
