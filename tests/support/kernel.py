@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import socket
 import ssl
@@ -281,10 +282,8 @@ def close_quietly(sock: socket.socket) -> None:
 def assert_ended_by_key_update(sock: KTLSSocket, wire: Wire) -> None:
     """Both ends learn it where the kernel cannot follow: here in words, there as internal_error."""
     for _ in range(2):
-        with pytest.raises(RecordError) as caught:
+        with pytest.raises(RecordError, match=f"^{re.escape(CANNOT_FOLLOW)}$"):
             sock.recv(100)
-        assert type(caught.value) is RecordError
-        assert str(caught.value) == CANNOT_FOLLOW
     with pytest.raises(BrokenPipeError, match="after the end of the TLS connection"):
         sock.send(b"x")
     assert wire.recv() == (records.ALERT, b"\x02\x50")
