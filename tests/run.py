@@ -40,7 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "test-results"
 KERNELS = ("6.1", "6.12", "7.3")
 WITHOUT_TLS = "6.12-notls"
-# Before the fixes of what pyktls.linux.defects looks for, and what of the kernel's selftest meets it.
+# Before the fixes of what pyktls.linux.defects looks for, with what of the selftest meets that.
 # (test_global.py has also data_steal, at which 6.1.176 stops for good: CVE-2025-38616.)
 DEFECTIVE = ("6.1-main", "6.12.107")
 DEFECTS = (

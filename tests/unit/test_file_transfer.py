@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -228,7 +229,7 @@ def test_a_peer_that_stops_within_a_record_does_not_keep_the_processor_busy(
         == 4
     )
     calls = part_of_a_record.calls
-    pauses = [after - before for before, after in zip(calls, calls[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(calls)]
     # The first call may just have come too early; then ever longer, up to 15 ms.
     assert len(pauses) == 11
     for pause, least in zip(pauses, (0, 0.001, 0.003, 0.007, *[0.015] * 7), strict=True):
