@@ -77,7 +77,7 @@ SAME_EVERYWHERE = (
     "tests/unit/test_samples.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
-LAST_SHARE, OTHERS_SHARE = 12, 8
+LAST_SHARE, OTHERS_SHARE, DEFECTS_SHARE = 12, 8, 6
 # More handshakes than the emulated machine makes in two minutes.
 CROWD = "tests/nfs/test_refusals.py::test_two_hundred_at_once"
 # Of the mounts in tests/nfs; these kernels know nothing of handshakes in user space.
@@ -239,7 +239,8 @@ def plan(kernels: list[str], *, host: bool, everything: bool) -> list[Part]:
             wanted += ("--ignore=tests/kernel_absent/test_samples.py",)
         parts.append(Part("kernel without TLS", WITHOUT_TLS, wanted))
     if not kernels:
-        parts += [Part("kernel with defects", kernel, DEFECTS) for kernel in DEFECTIVE]
+        wanted = DEFECTS if everything else (*DEFECTS, f"--variants=1/{DEFECTS_SHARE}")
+        parts += [Part("kernel with defects", kernel, wanted) for kernel in DEFECTIVE]
     return parts
 
 
