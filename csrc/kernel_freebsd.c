@@ -119,12 +119,32 @@ union send_control {
     unsigned char space[CMSG_SPACE(1)];
 };
 
+static int is_empty(const struct iovec *iov, size_t iov_count) {
+    for (size_t i = 0; i < iov_count; i++) {
+        if (iov[i].iov_len > 0) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 ssize_t pyktls_send_record(int fd, const struct iovec *iov, size_t iov_count, int flags,
                            int record_type) {
     union send_control control;
     struct msghdr message;
     if (iov_count > INT_MAX) {
         return -EMSGSIZE;
+    }
+    /*
+     * Of urgent data the kernel would mark a byte of the encrypted record, which TCP of the other
+     * end then takes out of the stream.  Linux refuses it with the same error.
+     */
+    if (flags & MSG_OOB) {
+        return -EOPNOTSUPP;
+    }
+    /* The kernel, which sends no empty record, says EINVAL to that; Linux takes it. */
+    if (record_type == PYKTLS_NO_RECORD_TYPE && is_empty(iov, iov_count)) {
+        return 0;
     }
     memset(&message, 0, sizeof(message));
     message.msg_iov = (struct iovec *)iov;

@@ -345,6 +345,29 @@ static void send_refuses_what_the_kernel_would_mangle(void) {
     CHECK_INT(on_sendmsg.buffers, INT_MAX);
 }
 
+static void send_refuses_urgent_data(void) {
+    char data[] = "data";
+    const struct iovec part = {data, 4};
+    reset_scripts();
+    CHECK_INT(pyktls_send_record(5, &part, 1, MSG_OOB, PYKTLS_NO_RECORD_TYPE), -EOPNOTSUPP);
+    CHECK_INT(pyktls_send_record(5, &part, 1, MSG_OOB | MSG_NOSIGNAL, 21), -EOPNOTSUPP);
+    CHECK_INT(on_sendmsg.calls, 0);
+}
+
+static void send_of_nothing(void) {
+    char data[] = "data";
+    const struct iovec parts[] = {{data, 0}, {NULL, 0}, {data, 1}};
+    reset_scripts();
+    CHECK_INT(pyktls_send_record(5, NULL, 0, 0, PYKTLS_NO_RECORD_TYPE), 0);
+    CHECK_INT(pyktls_send_record(5, parts, 2, 0, PYKTLS_NO_RECORD_TYPE), 0);
+    CHECK_INT(on_sendmsg.calls, 0);
+    on_sendmsg.result = 1;
+    CHECK_INT(pyktls_send_record(5, parts, 3, 0, PYKTLS_NO_RECORD_TYPE), 1);
+    on_sendmsg.error = EINVAL;
+    CHECK_INT(pyktls_send_record(5, parts, 2, 0, 23), -EINVAL);
+    CHECK_INT(on_sendmsg.calls, 2);
+}
+
 static void send_gives_every_errno(void) {
     char data[] = "data";
     const struct iovec part = {data, 4};
@@ -504,6 +527,8 @@ static const struct test tests[] = {
     TEST(send_without_type),
     TEST(send_with_every_type),
     TEST(send_refuses_what_the_kernel_would_mangle),
+    TEST(send_refuses_urgent_data),
+    TEST(send_of_nothing),
     TEST(send_gives_every_errno),
     TEST(sendfile_alone),
     TEST(sendfile_with_more_around_it),

@@ -2,21 +2,27 @@
 
 On FreeBSD nothing is put in between.  Elsewhere pyktls is built once more with FreeBSD's C files,
 whose system calls end in fake/kernel.py, and that build is put in front of the installed one before
-anything imports it.  So this directory runs in a process of its own: `make test-freebsd`.
+anything imports it, in a Python without what only Linux has (fake/likeness.py).  So this directory
+runs in a process of its own: `make test-freebsd`.
 
 Fixtures: ``fake`` is the fake kernel, for tests that close its gates or look inside; on FreeBSD
 they are left out, as they would have to change the machine's settings.  ``tcp`` is a connected
 pair.  ``plain`` makes the system calls that pyktls takes care not to make.  ``decrypted`` waits
 until the kernel has so much plaintext.
+
+Many modules here run tests of tests/kernel.  What of them cannot apply is left out, and the module
+says why, in ``LEFT_OUT``: the reason, which is printed in the end, and regular expressions that fit
+the name of a test, or of one of its variants.  One that fits nothing is an error.
 """
 
 from __future__ import annotations
 
 import array
+import collections
 import fcntl
 import os
+import re
 import socket
-import sys
 import termios
 import time
 from typing import TYPE_CHECKING, Any
@@ -29,21 +35,45 @@ if TYPE_CHECKING:
 REAL = os.uname().sysname == "FreeBSD"
 
 if not REAL:
-    if "pyktls" in sys.modules:
-        raise pytest.UsageError("tests/freebsd needs a process of its own: run it by itself")
-    from freebsd.fake import build
+    from freebsd.fake import likeness
 
-    sys.path.insert(0, str(build.build()))
+    KERNEL = likeness.assume()
 
 import pyktls  # noqa: E402
 from pyktls import freebsd as system  # noqa: E402
 from support import tls  # noqa: E402
 
-if not REAL:
-    from freebsd.fake.kernel import Kernel
+_REASONS = pytest.StashKey[collections.Counter[str]]()
 
-    KERNEL = Kernel()
-    KERNEL.install(build.LIBRARY)
+
+@pytest.hookimpl(tryfirst=True)  # before anything else is chosen, so that all are there
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = config.stash[_REASONS] = collections.Counter[str]()
+    fits: dict[tuple[str, str], bool] = {}
+    left_out = []
+    for item in items:
+        module: Any = getattr(item, "module", None)
+        for reason, patterns in getattr(module, "LEFT_OUT", {}).items():
+            for pattern in patterns:
+                names = item.name, item.name.partition("[")[0]
+                found = any(re.fullmatch(pattern, name) for name in names)
+                key = module.__name__, pattern
+                fits[key] = found or fits.get(key, False)
+                if found:
+                    reasons[reason] += 1
+                    left_out.append(item)
+    for (name, pattern), fit in fits.items():
+        if not fit and not any("::" in argument for argument in config.args):
+            raise pytest.UsageError(f"{name} leaves out what is not there: {pattern}")
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for reason, count in config.stash.get(_REASONS, {}).items():
+        terminalreporter.write_line(f"LEFT OUT [{count}] {reason}")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -74,6 +104,10 @@ def fake() -> Any:
 
 class Plain:
     """System calls as a program would make them that knows nothing of kernel TLS."""
+
+    @staticmethod
+    def send(sock: socket.socket, data: bytes) -> int:
+        return sock.send(data) if REAL else KERNEL.send(sock.fileno(), data)
 
     @staticmethod
     def recv(sock: socket.socket, size: int) -> bytes:

@@ -387,6 +387,31 @@ def test_nothing_cannot_be_sent(tcp: Tcp, suite: Any) -> None:
         assert error_of(caught) == errno.EINVAL
 
 
+def test_data_of_no_bytes_is_nothing(tcp: Tcp) -> None:
+    """The kernel says EINVAL; a socket that is not TLS, and Linux's, take it."""
+    peer = enable(tcp[0], TX)
+    assert plain_write(tcp[0], b"") == 0
+    deadline = _records.Deadline(None)
+    for buffers in ([], [b""], [b"", bytearray()]):
+        assert _records.sendmsg(tcp[0].fileno(), buffers, 0, _records.NO_RECORD_TYPE, deadline) == 0
+    plain_write(tcp[0], b"x")
+    assert next_record(peer, tcp[1]) == (APP, b"x")
+
+
+def test_urgent_data_is_refused(tcp: Tcp) -> None:
+    """The kernel takes it, and TCP of the other end takes a byte out of the record."""
+    peer = enable(tcp[0], TX)
+    for call in (
+        lambda: plain_write(tcp[0], b"urgent", socket.MSG_OOB),
+        lambda: system.send_record(tcp[0], b"urgent", 22, socket.MSG_OOB),
+    ):
+        with pytest.raises(OSError, match="sendmsg") as caught:
+            call()
+        assert error_of(caught) == errno.EOPNOTSUPP
+    plain_write(tcp[0], b"x")
+    assert next_record(peer, tcp[1]) == (APP, b"x")
+
+
 def test_msg_eor_is_refused(tcp: Tcp) -> None:
     enable(tcp[0], TX)
     with pytest.raises(OSError, match="sendmsg") as caught:

@@ -6,7 +6,7 @@ and what blocks for ever.  Bytes travel over real TCP sockets, and are protected
 
 ``Kernel.install()`` puts its methods behind the calls that the fake build of pyktls makes
 (calls.h).  The methods can be called from tests too, in place of calls that pyktls never makes:
-``recv`` is what a plain read gives, ``listen`` and ``sendto`` what these calls do.
+``send`` and ``recv`` are a plain write and read, ``listen`` and ``sendto`` what these calls do.
 
 How it is done.  Where signals are about to come a call of the main thread is made by another one,
 as their handlers run in the main thread, and a kernel does what it does whatever they raise; one
@@ -51,6 +51,7 @@ MODE_NONE, MODE_SW, MODE_IFNET = 0, 1, 2
 ENABLE_SIZE, ENABLE_V0_SIZE = 64, 56
 ENABLE = struct.Struct("@PPPiiiiiiBB")
 TCP_CLOSE = 7
+AT_ONCE = 1 << 16  # what one call finds room for: send buffers of FreeBSD begin at 32 KiB
 FOREVER = 20.0  # how long a test may wait for what never comes
 MOMENT = 0.0005  # between two looks at whether something can go on
 SOON = 10.0
@@ -478,7 +479,7 @@ class Kernel:
                     self.send_records(state, sock, [(record_type, data)], waits=waits)
                     return len(data)
                 if not waits:
-                    data = data[: max(1, room)]
+                    data = data[: max(1, min(room, AT_ONCE))]
                     self.send_records(state, sock, [(23, data)], waits=False)
                     return len(data)
                 most = self.sysctl("kern.ipc.tls.maxlen")
@@ -491,6 +492,13 @@ class Kernel:
                             raise
                         return start
                 return len(data)
+
+    def send(self, fd: int, data: bytes) -> int:
+        """send(2), without a type."""
+        try:
+            return self.sendmsg(fd, data)
+        except Errno as e:
+            raise OSError(e.args[0], os.strerror(e.args[0])) from None
 
     def sendto(self, fd: int, data: bytes, address: tuple[str, int]) -> int:
         """sendto(2), which would connect first: TCP cannot broadcast, with keys or without."""

@@ -5,15 +5,9 @@ from __future__ import annotations
 import runpy
 import sys
 
-from . import build
-
-sys.path.insert(0, str(build.build()))
-
-from .kernel import Kernel  # it imports pyktls
+from .likeness import assume
 
 if __name__ == "__main__":
-    kernel = Kernel()
-    kernel.install(build.LIBRARY)
-    kernel.boot()
+    assume()
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

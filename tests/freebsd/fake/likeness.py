@@ -1,11 +1,11 @@
-"""A Python that is as FreeBSD's, as far as that goes: ``pytest --like-freebsd``.
+"""A Python that is as FreeBSD's, as far as that goes: for tests/freebsd, and --like-freebsd.
 
 pyktls is the build on the fake kernel, ``sys.platform`` is FreeBSD's, the names that only Linux has
 are gone from the modules, and what is below /proc and /dev/fd cannot be opened: so a test or a
 module that needs one of them is found without a FreeBSD machine.
 
-What stays Linux's: the programs that a test starts, the numbers in ``errno``, and how much the
-buffers of sockets hold.
+What stays Linux's: the programs that a test starts (but launch.py), the numbers in ``errno``, and
+how much the buffers of sockets hold.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import socket
 import subprocess  # noqa: F401
 import sys
 import sysconfig
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from . import build
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
 
 # Of Linux's names those that a test could come upon.  Python's own modules go on using some others.
 LINUX_ONLY: dict[Any, str] = {
@@ -41,14 +42,16 @@ LINUX_ONLY: dict[Any, str] = {
     "SO_PEERCRED SO_PEERSEC SO_PRIORITY TCP_CORK TCP_DEFER_ACCEPT TCP_LINGER2 TCP_QUICKACK "
     "TCP_SYNCNT TCP_USER_TIMEOUT TCP_WINDOW_CLAMP",
 }
-_kept: list[Any] = []  # the C code calls it, which holds no reference
+_kept: list[Kernel] = []  # the C code calls it, which holds no reference
 MISSING = ("/proc", "/dev/fd")  # FreeBSD has procfs and fdescfs, and mounts neither
 
 
-def assume() -> None:
-    """From now on; pyktls must not have been imported."""
+def assume() -> Kernel:
+    """From now on; pyktls must not have been imported.  Gives the kernel that it runs on."""
+    if _kept:
+        return _kept[0]
     if "pyktls" in sys.modules:
-        raise pytest.UsageError("--like-freebsd is for tests/unit, without tests/freebsd")
+        raise RuntimeError("the fake of FreeBSD's kernel needs a process of its own")
     sys.path.insert(0, str(build.build()))
     sysconfig.get_config_vars()  # the file that it is read from has the platform in its name
     for module, names in LINUX_ONLY.items():
@@ -64,6 +67,7 @@ def assume() -> None:
     kernel.install(build.LIBRARY)
     kernel.boot()
     _kept.append(kernel)
+    return kernel
 
 
 def _nothing_there(event: str, arguments: tuple[Any, ...]) -> None:
