@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
+import select
 import socket
 import ssl
+import threading
+import time
 
 import pytest
+from aiohttp import web
 
 import pyktls
-from pyktls import aio
+from pyktls import aio, closing
 from pyktls.aio.transport import KTLSTransport
 from pyktls.lowlevel import lib
 from pyktls.protocol import ALERT, APPLICATION_DATA, FATAL, INTERNAL_ERROR
+from pyktls.running_system import system
 from support import tls
 from support.aio import (
     KERNEL,
@@ -24,11 +30,13 @@ from support.aio import (
     in_thread,
     plain_client,
     port_of,
+    small_buffers,
     stop,
 )
 from support.aio_suite import *  # noqa: F403
 from support.aio_suite import MiB, Recorder, big_file, echo, pair, pattern, take_little  # noqa: F401
-from support.kernel import Wire, kernel_can_rekey
+from support.kernel import Wire, kernel_can_rekey, recv_exactly, recv_to_end
+from support.systems import linux_only
 
 NO_KERNEL_HAS = "ECDHE-ECDSA-AES128-CCM8"  # eight bytes of tag
 
@@ -249,7 +257,10 @@ def test_closing_while_the_loop_sends_a_file(asyncio_ground, big_file, how):  # 
     asyncio_ground.run(main)
 
 
-@pytest.mark.skipif("uvloop" not in LOOPS, reason="uvloop is not installed")
+needs_uvloop = pytest.mark.skipif("uvloop" not in LOOPS, reason="uvloop is not installed")
+
+
+@needs_uvloop
 def test_uvloop_has_no_sendfile_of_its_own(version, monkeypatch, big_file):  # noqa: F811
     """So programs that call it fall back, as aiohttp does; pyktls.aio.sendfile is the way."""
     ground = Ground(KERNEL, "uvloop", version, monkeypatch)
@@ -258,6 +269,159 @@ def test_uvloop_has_no_sendfile_of_its_own(version, monkeypatch, big_file):  # n
         async with pair(ground) as (near, _):
             with big_file.open("rb") as file, pytest.raises(NotImplementedError):
                 await asyncio.get_running_loop().sendfile(near.transport, file)
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_files_of_aiohttp(name, monkeypatch, tmp_path):
+    """They go by sendfile(2) on asyncio's loop; uvloop has none, and there aiohttp reads them."""
+    ground = Ground(KERNEL, name, tls.TLS_1_3, monkeypatch)
+    content = pattern(3 * MiB)
+    (tmp_path / "file").write_bytes(content)
+    ways = set()
+
+    def note(owner, method, way):
+        real = getattr(owner, method)
+
+        def noting(*arguments):
+            ways.add(way)
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, method, noting)
+
+    note(KTLSTransport, "_descriptor_for_file", "sendfile")
+    note(web.FileResponse, "_sendfile_fallback", "read and written")
+
+    async def main():
+        client, server_context = ground.contexts()
+        app = web.Application()
+        app.router.add_static("/files", tmp_path)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        server = await aio.create_server(
+            runner.server, "127.0.0.1", 0, ssl=server_context, **ground.required
+        )
+
+        def fetch():
+            with plain_client(port_of(server), client) as sock:
+                sock.sendall(
+                    b"GET /files/file HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                )
+                head, _, body = recv_to_end(sock).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+                assert body == content
+
+        await in_thread(fetch)
+        server.close()
+        await runner.cleanup()
+        await server.wait_closed()
+
+    ground.run(main)
+    assert ways == {"read and written" if name == "uvloop" else "sendfile"}
+
+
+# ---- a KTLSSocket in a transport of the loop's own -------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def in_the_loops_transport():
+    """A protocol over a KTLSSocket whose transport is the loop's own, and the SSLSocket opposite.
+
+    The first thing that comes from there is a session ticket.
+    """
+    with tls.handshaken(tls.TLS_1_3, tickets=2) as ends:
+        ends.server.settimeout(30)
+        ends.server.suppress_ragged_eofs = False
+        sock = pyktls.offload(ends.client)
+        sock.setblocking(False)
+        _, near = await asyncio.get_running_loop().create_connection(Recorder, sock=sock)
+        try:
+            yield near, ends.server
+        finally:
+            near.transport.abort()
+            await near.lost
+
+
+@needs_uvloop
+@linux_only
+def test_uvloops_own_transport_fails_at_a_ticket(monkeypatch):
+    """It reads past the object: to read(2) a record that is no data is an error."""
+    ground = Ground(KERNEL, "uvloop", tls.TLS_1_3, monkeypatch)
+
+    async def main():
+        async with in_the_loops_transport() as (near, peer):
+            peer.sendall(b"data")
+            lost = await near.lost
+            assert isinstance(lost, OSError)
+            assert lost.errno == errno.EIO
+            assert not near.data
+
+    ground.run(main)
+
+
+def test_asyncios_own_transport_takes_a_ktls_socket(monkeypatch):
+    ground = Ground(KERNEL, "asyncio", tls.TLS_1_3, monkeypatch)
+
+    async def main():
+        async with in_the_loops_transport() as (near, peer):
+            peer.sendall(b"data")
+            await near.until(4)
+            near.transport.write(b"answer")
+            assert await in_thread(recv_exactly, peer, 6) == b"answer"
+            near.transport.close()
+            assert await near.lost is None
+            assert await in_thread(peer.recv, 1) == b""  # and not a ragged end
+            assert near.data == b"data"
+
+    ground.run(main)
+
+
+def test_closing_a_ktls_socket_blocks_asyncios_loop(monkeypatch):
+    """Until everything is sent; pyktls.aio has its own way for that."""
+    ground = Ground(KERNEL, "asyncio", tls.TLS_1_3, monkeypatch)
+    begun = threading.Event()
+
+    def close(layer, seconds):
+        begun.set()
+        real(layer, seconds)
+
+    real = closing.close
+    monkeypatch.setattr(closing, "close", close)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        turns = 0
+
+        def count():
+            nonlocal turns
+            turns += 1
+            counting[0] = loop.call_soon(count)
+
+        async with in_the_loops_transport() as (near, peer):
+            small_buffers(near.transport.get_extra_info("socket"))
+            sock = near.transport._sock
+            data = pattern(16 * MiB)
+            sent = 0
+            while select.select([], [sock], [], 0.5)[1]:
+                with contextlib.suppress(BlockingIOError):
+                    sent += sock.send(data[sent : sent + 16384])
+
+            def take():
+                assert begun.wait(30)
+                before = turns
+                time.sleep(0.3)
+                stood_still = turns == before
+                return stood_still, recv_to_end(peer)
+
+            counting = [loop.call_soon(count)]
+            taking = asyncio.create_task(in_thread(take))
+            near.transport.close()
+            await near.lost
+            counting[0].cancel()
+            stood_still, got = await taking
+            assert stood_still
+            assert got == data[:sent]
 
     ground.run(main)
 
@@ -280,6 +444,76 @@ def test_nothing_is_written_into_a_file(own_ground, big_file):  # noqa: F811
                 assert await sending == 9 * MiB
 
     own_ground.run(main)
+
+
+# ---- pieces ----------------------------------------------------------------------------------
+
+
+def test_pieces_are_gathered_into_records(ground):
+    """writelines is one call of the kernel, which makes as few records of it as there can be."""
+
+    async def main():
+        client, server_context = ground.contexts()
+
+        async def serve(reader, writer):
+            assert await reader.readexactly(2) == b"go"
+            writer.writelines([b"%05d" % number for number in range(500)])
+            writer.writelines([bytes([number]) * 200 for number in range(200)])
+            await closed(writer)
+
+        async with ground.server(serve, server_context) as server:
+
+            def fetch():
+                wire = wire_client(port_of(server), client)
+                wire.send_data(b"go")
+                records = []
+                with wire.sock:
+                    while True:
+                        record_type, payload = wire.recv()
+                        if record_type == ALERT:
+                            return records
+                        if record_type == APPLICATION_DATA:  # else a session ticket
+                            records.append(payload)
+
+            records = await in_thread(fetch)
+            assert [len(record) for record in records] == [2500, 16384, 16384, 7232]
+            expected = [*(b"%05d" % n for n in range(500)), *(bytes([n]) * 200 for n in range(200))]
+            assert b"".join(records) == b"".join(expected)
+
+    ground.run(main)
+
+
+def test_pieces_that_have_to_wait_are_gathered_too(ground):
+    async def main():
+        async with pair(ground) as (near, far):
+            take_little(near, far)
+            block, pieces = pattern(4 * MiB), [b"%04d" % number for number in range(1000)]
+            end = near.transport._end
+            calls = []
+
+            def send_gathered(given, real=end.send_gathered):
+                sent = real(given)
+                calls.append((len(given), sent))
+                return sent
+
+            end.send_gathered = send_gathered
+            near.transport.write(block)
+            near.transport.writelines(pieces)
+            assert not calls
+            far.transport.resume_reading()
+            await far.until(len(block) + 4000)
+            assert far.data == block + b"".join(pieces)
+            # As many at once as there may be, once the block is out.
+            assert calls[0][0] == 512
+            assert calls[-1][0] <= 489
+            left = len(block)
+            behind = 0
+            for _, sent in calls:
+                behind += left <= 0
+                left -= sent
+            assert behind <= 2
+
+    ground.run(main)
 
 
 # ---- what comes after the handshake ----------------------------------------------------------
@@ -327,12 +561,23 @@ def test_no_half_with_tls_1_2(loop_name, monkeypatch):
     ground.run(main)
 
 
+def assert_cannot_follow(error):
+    """What a KeyUpdate is where the kernel cannot change keys: before Linux 6.14, and FreeBSD."""
+    assert type(error) is pyktls.RecordError
+    assert str(error).startswith(
+        "the peer changed its keys (KeyUpdate), and this kernel cannot follow: " + system.NO_REKEY
+    )
+
+
 @pytest.mark.parametrize("request_ours", [False, True])
 def test_key_updates_under_load(ground_1_3, request_ours):
-    """The peer changes its keys again and again, with data before and after, both ways."""
+    """The peer changes its keys again and again, with data before and after, both ways.
+
+    A kernel that cannot follow ends the connection with an error, and loses nothing before it.
+    """
     rounds, size = 12, 150_000
 
-    async def main():
+    async def follow():
         client, server_context = ground_1_3.contexts()
         async with ground_1_3.server(echo, server_context) as server:
 
@@ -352,28 +597,86 @@ def test_key_updates_under_load(ground_1_3, request_ours):
 
             assert await in_thread(talk) == rounds * (size + 10)
 
-    if kernel_can_rekey():
-        ground_1_3.run(main)
-    else:  # the server cannot follow, and says so
-        with pytest.raises((ConnectionError, ssl.SSLError, AssertionError)):
-            ground_1_3.run(main)
+    class Answering(Recorder):
+        def data_received(self, data) -> None:
+            super().data_received(data)
+            if len(self.data) == size:
+                self.transport.write(self.data)
+
+    async def end():
+        client, server_context = ground_1_3.contexts()
+        protocols = []
+
+        def make():
+            protocols.append(Answering())
+            return protocols[-1]
+
+        question, more = pattern(size), pattern(2 * MiB, 2)
+
+        def talk():
+            with plain_client(port_of(server), client) as sock:
+                sock.sendall(question)
+                assert recv_exactly(sock, len(question)) == question
+                sock.sendall(more)
+                tls.send_key_update(sock, request=request_ours)
+                with pytest.raises(ssl.SSLError, match="alert internal error"):
+                    sock.recv(1)
+
+        server = await aio.create_server(
+            make, "127.0.0.1", 0, ssl=server_context, **ground_1_3.required
+        )
+        await in_thread(talk)
+        (far,) = protocols
+        assert_cannot_follow(await far.lost)
+        assert far.data == question + more
+        assert far.calls == ["made", "lost"]
+        await stop(server)
+
+    ground_1_3.run(follow if kernel_can_rekey() else end)
 
 
-def test_changing_keys_while_a_file_is_sent(ground_1_3, big_file):  # noqa: F811
-    """The peer asks for new keys in the midst of it; it has its answer when the file is out."""
+def test_changing_keys_while_a_file_is_sent(ground_1_3, big_file, tmp_path):  # noqa: F811
+    """The peer asks for new keys in the midst of it; it has its answer when the file is out.
+
+    Where the kernel cannot change them the file comes to its end all the same, and then the error.
+    """
+    data = big_file.read_bytes()
+    log = tmp_path / "keys"
 
     async def main():
+        loop = asyncio.get_running_loop()
         client, server_context = ground_1_3.contexts()
-        data = big_file.read_bytes()
+        client.keylog_filename = str(log)
+        file_is_there = asyncio.Event()
+        served = loop.create_future()
+
+        async def send(reader, writer):
+            assert await reader.readexactly(2) == b"go"
+            take = writer.get_extra_info("socket").setsockopt
+            take(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # so that it is not out at once
+            with big_file.open("rb") as file:
+                if kernel_can_rekey():
+                    await aio.sendfile(writer, file)
+                    await aio.sendfile(writer, file)
+                    assert await reader.readexactly(2) == b"on"
+                    await aio.sendfile(writer, file, 0, MiB)
+                    await closed(writer)
+                    return
+                writer.transport.pause_reading()
+                await aio.sendfile(writer, file)
+                await file_is_there.wait()
+                writer.transport.resume_reading()
+                with pytest.raises(ConnectionError) as caught:
+                    await reader.read()
+                assert_cannot_follow(caught.value)
 
         async def serve(reader, writer):
-            assert await reader.readexactly(2) == b"go"
-            # A kernel that cannot change keys ends the connection.
-            ended = () if kernel_can_rekey() else (ConnectionError,)
-            with big_file.open("rb") as file, contextlib.suppress(*ended):
-                await aio.sendfile(writer, file)
-                await aio.sendfile(writer, file)
-                await closed(writer)
+            try:
+                await send(reader, writer)
+            except BaseException as e:
+                served.set_exception(e)
+                raise
+            served.set_result(None)
 
         async with ground_1_3.server(serve, server_context) as server:
 
@@ -382,20 +685,22 @@ def test_changing_keys_while_a_file_is_sent(ground_1_3, big_file):  # noqa: F811
                     sock.sendall(b"go")
                     got = bytearray(sock.recv(100_000))
                     tls.send_key_update(sock, request=True)
-                    while piece := sock.recv(MiB):
-                        got += piece
-                    return got
+                    if kernel_can_rekey():
+                        sock.sendall(b"on")
+                        got += recv_to_end(sock)
+                        assert got == data + data + data[:MiB]
+                        assert b"SERVER_TRAFFIC_SECRET_N" in log.read_bytes()
+                        return
+                    got += recv_exactly(sock, len(data) - len(got))
+                    assert got == data
+                    loop.call_soon_threadsafe(file_is_there.set)
+                    with pytest.raises(ssl.SSLError, match="alert internal error"):
+                        sock.recv(1)
 
-            got = await in_thread(fetch)
-            right = (data + data).startswith(got)
-            assert right
-            return len(got) == 2 * len(data)
+            await in_thread(fetch)
+            await served
 
-    if kernel_can_rekey():
-        assert ground_1_3.run(main)
-    else:
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
-            ground_1_3.run(main)
+    ground_1_3.run(main)
 
 
 def test_a_fatal_alert(ground):

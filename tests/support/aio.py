@@ -3,17 +3,21 @@
 ``Ground`` is what a test stands on: a carrier (who is to have the connections: the kernel, OpenSSL
 behind the same transport, or asyncio's own TLS), and an event loop.  ``ground.run(main)`` runs a
 coroutine, and fails if the loop's exception handler was called, a task was left over, a descriptor
-was left open or a ResourceWarning came.
+was left open or a ResourceWarning came.  ``ground.at_every_suspension(scenario)`` runs one again
+and again, with a call in it that is cancelled somewhere else each time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import importlib.util
+import itertools
 import os
 import warnings
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyktls
@@ -26,7 +30,7 @@ from .probing import open_descriptors
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
     import pytest
 
@@ -71,24 +75,54 @@ class Ground:
             return asyncio.SelectorEventLoop()
         import uvloop  # noqa: PLC0415
 
-        return uvloop.new_event_loop()
+        loop = uvloop.new_event_loop()
+        # The first server has it open /dev/null, for as long as the loop is there.
+        loop.run_until_complete(loop.create_server(asyncio.Protocol, "127.0.0.1", 0)).close()
+        loop.run_until_complete(asyncio.sleep(0))
+        return loop
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
         self.warm_up()
         before = open_descriptors()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ResourceWarning)
-            with asyncio.Runner(loop_factory=self.new_loop, debug=DEBUG) as runner:
-                loop = runner.get_loop()
-                loop.slow_callback_duration = 60  # the emulated machine is slow
-                loop.set_exception_handler(lambda _, context: self.unexpected.append(context))
-                result = runner.run(self._bounded(main))
-            gc.collect()
+        gc.freeze()  # so that collecting takes no time for what was there before
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", ResourceWarning)
+                with asyncio.Runner(loop_factory=self.new_loop, debug=DEBUG) as runner:
+                    loop = runner.get_loop()
+                    loop.slow_callback_duration = 60  # the emulated machine is slow
+                    loop.set_exception_handler(lambda _, context: self.unexpected.append(context))
+                    result = runner.run(self._bounded(main))
+                gc.collect()
+        finally:
+            gc.unfreeze()
         assert not self.unexpected, self.unexpected
         leaks = [str(w.message) for w in caught if issubclass(w.category, ResourceWarning)]
         assert not leaks, leaks
         assert open_descriptors() == before
         return result
+
+    def at_every_suspension(self, scenario: Callable[[Cut], Awaitable[Any]]) -> set[str]:
+        """Run a scenario, which has a ``Cut`` make a call, until that was cancelled everywhere.
+
+        That is: once at each of its suspensions, at once and late.  Returns the names of all
+        coroutines that were waiting then.
+        """
+        places: set[str] = set()
+        for late in (False, True):
+            for nth in itertools.count(1):
+                cut = Cut(nth, late=late)
+                self.run(functools.partial(scenario, cut))
+                if not cut.happened:
+                    break
+                places.update(cut.places)
+        return places
+
+    def was_told_of(self, *kinds: type[BaseException]) -> None:
+        """Forget these errors that the loop's exception handler was called with."""
+        for context in self.unexpected:
+            assert isinstance(context.get("exception"), kinds), context
+        self.unexpected.clear()
 
     def warm_up(self) -> None:
         """What opens descriptors that stay, such as the trial of a cipher, is over."""
@@ -148,6 +182,87 @@ class Ground:
         return await aio.open_connection(
             "127.0.0.1", port, ssl=context, **{**self.required, **keywords}
         )
+
+
+class Cut:
+    """Makes one call, in a task that is cancelled where it is suspended for the nth time.
+
+    That is never, where ``nth`` is 0.  With ``late`` what the call waits for comes first, and the
+    call does not learn it.
+    """
+
+    def __init__(self, nth: int, *, late: bool) -> None:
+        self.places: list[str] = []
+        self.happened = False
+        self.began_to_wait = asyncio.Event()
+        self._left = nth
+        self._late = late
+
+    async def __call__(self, call: Coroutine[Any, Any, Any]) -> Any:
+        """What the call returns; None if it was cancelled."""
+        task = asyncio.get_running_loop().create_task(_Watched(call, self.suspended))
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()  # if it is too late for everything
+        if not task.cancelled():
+            result = task.result()
+            assert not self.happened, f"it went on after it was cancelled in {self.places}"
+            return result
+        assert self.happened, "it was cancelled by something else"
+        return None
+
+    def suspended(self, call: Any, waits_for: asyncio.Future[Any] | None) -> None:
+        """The call waits: now its time may have come."""
+        self.began_to_wait.set()
+        self._left -= 1
+        if self._left:
+            return
+        self.happened = True
+        while call is not None and hasattr(call, "__qualname__"):
+            self.places.append(call.__qualname__)
+            call = getattr(call, "cr_await", None)
+        task = asyncio.current_task()
+        assert task is not None
+        if self._late and waits_for is not None:
+            # Called before the task is, which waits for it only after this.
+            waits_for.add_done_callback(lambda _: task.cancel())
+        else:
+            task.cancel()
+
+
+class _Watched(Coroutine[Any, Any, Any]):
+    """A coroutine that tells when it is suspended."""
+
+    def __init__(self, call: Coroutine[Any, Any, Any], suspended: Callable[..., None]) -> None:
+        self._call = call
+        self._suspended = suspended
+
+    def send(self, value: Any) -> Any:
+        waits_for = self._call.send(value)
+        self._suspended(self._call, waits_for)
+        return waits_for
+
+    def throw(self, *error: Any) -> Any:
+        waits_for = self._call.throw(*error)
+        self._suspended(self._call, waits_for)
+        return waits_for
+
+    def close(self) -> None:
+        self._call.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise NotImplementedError("it is for tasks")
+
+
+@contextlib.asynccontextmanager
+async def nothing_left() -> AsyncIterator[None]:
+    """What is begun in here is over at its end, on both sides of each connection."""
+    descriptors, tasks = open_descriptors(), asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(TIMEOUT / 2):  # before a handshake is given up by its timeout
+        while open_descriptors() != descriptors or asyncio.all_tasks() - tasks:
+            await asyncio.sleep(0.01)
 
 
 async def stop(server: asyncio.AbstractServer) -> None:

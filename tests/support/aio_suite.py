@@ -18,6 +18,7 @@ import socket
 import ssl
 import struct
 import tempfile
+import threading
 import time
 import warnings
 from typing import Any
@@ -28,7 +29,19 @@ import pyktls
 from pyktls import aio
 
 from . import tls
-from .aio import KERNEL, LOOPS, Ground, closed, in_thread, plain_client, port_of, stop
+from .aio import (
+    KERNEL,
+    LOOPS,
+    TIMEOUT,
+    Cut,
+    Ground,
+    closed,
+    in_thread,
+    nothing_left,
+    plain_client,
+    port_of,
+    stop,
+)
 from .probing import open_descriptors
 
 MiB = 1 << 20
@@ -265,11 +278,11 @@ class Recorder(asyncio.Protocol):
 
 class BufferedRecorder(asyncio.BufferedProtocol):
     def __init__(self) -> None:
-        self.buffer = bytearray(50_000)
+        self.buffer = memoryview(bytearray(50_000))  # asyncio's TLS loses data with a bytearray
         self.data = bytearray()
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
-    def get_buffer(self, _: int) -> bytearray:
+    def get_buffer(self, _: int) -> memoryview:
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -599,7 +612,7 @@ def test_a_client_that_says_nothing(ground):
 
 
 def test_a_client_that_drips(ground):
-    """The timeout is for all of the handshake."""
+    """The timeout is for all of the handshake: no byte begins it anew."""
 
     async def main():
         _, server_context = ground.contexts()
@@ -608,14 +621,18 @@ def test_a_client_that_drips(ground):
             with socket.create_connection(("127.0.0.1", port_of(server))) as slow:
                 slow.setblocking(False)
                 begin = time.monotonic()
-                with contextlib.suppress(ConnectionError):
-                    for byte in b"\x16\x03\x01\x02\x00" + bytes(500):
+                # Of a ClientHello that is longer than there is time in this test.
+                hello = b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc".ljust(16389, b"\0")
+
+                async def drip():
+                    for byte in hello:
                         await loop.sock_sendall(slow, bytes([byte]))
                         await asyncio.sleep(0.05)
-                        if time.monotonic() - begin > 30:
-                            break
-                assert time.monotonic() - begin < 30
-        ground.unexpected.clear()
+
+                with pytest.raises(ConnectionError):
+                    await drip()
+                assert 2.4 < time.monotonic() - begin < 30
+        ground.was_told_of(ConnectionAbortedError)
 
     ground.run(main)
 
@@ -984,6 +1001,10 @@ def test_arguments_of_the_loops_own_methods(ground):
                 keywords |= {"happy_eyeballs_delay": 0.2, "interleave": 1}
             _, writer = await ground.connect(port_of(server), client, **keywords)
             await closed(writer)
+            if not ground.asyncio_loop:  # uvloop has not got them
+                for name, value in (("happy_eyeballs_delay", 0.2), ("interleave", 1)):
+                    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+                        await ground.connect(port_of(server), client, **{name: value})
 
     ground.run(main)
 
@@ -1212,6 +1233,101 @@ def test_a_file_that_is_closed_while_it_is_sent(own_ground, big_file, how):
     own_ground.run(main)
 
 
+@pytest.mark.parametrize("cancellations", [1, 2])
+def test_a_read_that_is_given_up(own_ground, cancellations):
+    """It is awaited, for it would move the file's position; the second time it is not."""
+    begun, go_on, read = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size=-1, /):
+            begun.set()
+            go_on.wait(TIMEOUT)
+            try:
+                return super().read(size)
+            finally:
+                read.set()
+
+    async def main():
+        async with pair(own_ground) as (near, far):
+            file = Slow(pattern(50_000))
+            sending = asyncio.create_task(aio.sendfile(near.transport, file, 7))
+            await in_thread(begun.wait, TIMEOUT)
+            for _ in range(cancellations):
+                assert not sending.done()
+                sending.cancel()
+                for _ in range(10):
+                    await asyncio.sleep(0)
+            assert sending.done() == (cancellations == 2)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            assert await in_thread(read.wait, TIMEOUT)
+            assert file.tell() == (7 if cancellations == 1 else 50_000)
+            near.transport.write(b"END")
+            await far.until(3)
+            assert far.data == b"END"
+            far.transport.write(b"pong")
+            await near.until(4)
+
+    own_ground.run(main)
+
+
+def test_a_read_that_fails_when_it_is_given_up(own_ground):
+    """Whoever cancels it is not told; nor is the loop."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Broken(io.BytesIO):
+        def read(self, _=-1, /):
+            begun.set()
+            go_on.wait(TIMEOUT)
+            raise OSError("no disk")
+
+    async def main():
+        async with pair(own_ground) as (near, _):
+            sending = asyncio.create_task(aio.sendfile(near.transport, Broken(b"data")))
+            await in_thread(begun.wait, TIMEOUT)
+            sending.cancel()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            del sending
+            with pytest.raises(OSError, match="no disk"):
+                await aio.sendfile(near.transport, Broken(b"data"))
+
+    own_ground.run(main)
+
+
+def test_a_file_behind_much_data_is_read_no_faster_than_it_is_sent(own_ground):
+    """Though the protocol was told to pause before, and is not told again."""
+
+    async def main():
+        async with pair(own_ground) as (near, far):
+            sizes = []
+
+            class Watched(io.BytesIO):
+                def read(self, size=-1, /):
+                    sizes.append(near.transport.get_write_buffer_size())
+                    return super().read(size)
+
+            take_little(near, far)
+            header, data = bytes(8 * MiB), pattern(3 * MiB)
+            near.transport.write(header)
+            assert near.calls[-1] == "pause"
+            sending = asyncio.create_task(aio.sendfile(near.transport, Watched(data)))
+            while not sizes:
+                await asyncio.sleep(0.001)
+            far.transport.resume_reading()
+            assert await sending == len(data)
+            _, high = near.transport.get_write_buffer_limits()
+            assert max(sizes[1:]) <= high + 256 * 1024
+            await far.until(len(header) + len(data))
+            assert far.data == header + data
+            while near.calls[-1] != "resume":
+                await asyncio.sleep(0.001)
+
+    own_ground.run(main)
+
+
 def test_a_file_without_a_position(own_ground, big_file):
     class Pages:
         def __init__(self, file) -> None:
@@ -1346,6 +1462,244 @@ def test_cancelling_a_server_that_waits(own_ground):
             await closed(writer)
 
     own_ground.run(main)
+
+
+async def talk(ground, port, client):
+    """Show that the loop, and a server that echoes, are as they were."""
+    reader, writer = await ground.connect(port, client)
+    writer.write(b"on")
+    assert await reader.readexactly(2) == b"on"
+    await closed(writer)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_cancelling_a_client_at_every_suspension(ground, given):
+    async def scenario(cut):
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context) as server:
+            port = port_of(server)
+            async with nothing_left():
+                if given:
+                    where = {"sock": socket.create_connection(("127.0.0.1", port))}
+                else:
+                    where = {"host": "127.0.0.1", "port": port}
+                made = await cut(
+                    aio.open_connection(
+                        ssl=client, server_hostname=tls.HOST, **where, **ground.required
+                    )
+                )
+                if made is not None:
+                    await closed(made[1])
+            await talk(ground, port, client)
+        # Of handshakes that were cut off, or just over.
+        ground.was_told_of(ConnectionError, ssl.SSLError, pyktls.HandoffRefused)
+
+    places = ground.at_every_suspension(scenario)
+    if ground.in_transport:
+        assert "_shake_hands" in places
+        assert given or "_connect" in places
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_cancelling_a_new_server_at_every_suspension(ground, given):
+    async def scenario(cut):
+        client, server_context = ground.contexts()
+        async with nothing_left():
+            listener = socket.create_server(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            if given:
+                where = {"sock": listener}
+            else:
+                listener.close()
+                where = {"host": "127.0.0.1", "port": port}
+            server = await cut(
+                aio.start_server(echo, ssl=server_context, **where, **ground.required)
+            )
+            if server is not None:
+                await stop(server)
+            listener.close()  # where it was cancelled before it had it
+        server = await aio.start_server(
+            echo, "127.0.0.1", port, ssl=server_context, **ground.required
+        )
+        await talk(ground, port, client)
+        await stop(server)
+
+    places = ground.at_every_suspension(scenario)
+    if ground.in_transport:
+        assert "Server.start_serving" in places
+        assert given or "_bind" in places
+
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport) -> None:
+        self.transport = transport
+
+    def data_received(self, data) -> None:
+        self.transport.write(data)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("way", ["writer", "transport"])
+def test_cancelling_start_tls_at_every_suspension(ground, side, way):
+    """With much that is still to be sent, which the peer takes before it begins with TLS."""
+    much = bytes(3 * MiB)
+
+    async def turn(reader, writer, keywords):
+        if way == "writer":
+            await writer.start_tls(**keywords)
+            return writer
+        keywords["server_side"] = side == "server"
+        protocol = writer.transport.get_protocol()
+        made = await aio.start_tls(writer.transport, protocol, **keywords)
+        return aio.StreamWriter(made, protocol, reader, asyncio.get_running_loop())
+
+    async def upgrade(call, reader, writer, keywords):
+        """The part of the side that is cancelled."""
+        plain = writer.transport
+        plain.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        writer.write(much)
+        secure = await call(turn(reader, writer, {**keywords, **ground.required}))
+        if secure is None:
+            if not plain.is_closing():  # nothing has begun: as with asyncio, it is as it was
+                assert "StreamWriter.drain" in call.places
+                writer.close()
+            assert await reader.read() == b""
+        else:
+            secure.write(b"on")
+            assert await reader.readexactly(2) == b"on"
+            secure.transport.abort()
+
+    async def take_part(sock, client, server_context):
+        """The part of the other side, with asyncio's own TLS."""
+        loop = asyncio.get_running_loop()
+        left = len(much)
+        while left:
+            piece = await loop.sock_recv(sock, min(left, MiB))
+            if not piece:
+                sock.close()
+                return
+            left -= len(piece)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):  # of one that was cancelled
+            if side == "client":
+                await loop.connect_accepted_socket(Echo, sock, ssl=server_context)
+            else:
+                await loop.create_connection(Echo, sock=sock, ssl=client, server_hostname=tls.HOST)
+
+    async def plainly(call):
+        return await call
+
+    async def scenario(cut):
+        loop = asyncio.get_running_loop()
+        client, server_context = ground.contexts()
+        done = None
+
+        async def serve(reader, writer):
+            try:
+                await upgrade(call, reader, writer, {"sslcontext": server_context})
+            except BaseException as e:
+                done.set_exception(e)
+                raise
+            done.set_result(None)
+
+        server = await aio.start_server(serve, "127.0.0.1", 0)
+        for call in (cut, plainly):
+            async with nothing_left():
+                if side == "server":
+                    done = loop.create_future()
+                    sock = socket.create_connection(("127.0.0.1", port_of(server)))
+                    sock.setblocking(False)
+                    await take_part(sock, client, server_context)
+                    await done
+                else:
+                    with socket.create_server(("127.0.0.1", 0)) as listener:
+                        reader, writer = await aio.open_connection(*listener.getsockname())
+                        sock, _ = listener.accept()
+                    sock.setblocking(False)
+                    part = loop.create_task(take_part(sock, client, server_context))
+                    keywords = {"sslcontext": client, "server_hostname": tls.HOST}
+                    await upgrade(call, reader, writer, keywords)
+                    await part
+        await stop(server)
+
+    places = ground.at_every_suspension(scenario)
+    assert ("StreamWriter.drain" if way == "writer" else "_until_empty") in places
+    if ground.in_transport:
+        assert "_shake_hands" in places
+
+
+@pytest.mark.parametrize("kind", ["file", "object"])
+def test_cancelling_sendfile_at_every_suspension(own_ground, kind):
+    """It leaves a beginning of the file, its position behind that, and the connection usable."""
+    header, data = bytes(2 * MiB), pattern(600_000)
+
+    async def scenario(cut):
+        async with pair(own_ground) as (near, far):
+            take_little(near, far)
+            far.transport.resume_reading()
+            with tempfile.TemporaryFile() if kind == "file" else io.BytesIO() as file:
+                file.write(data)
+                near.transport.write(header)
+                sent = await cut(aio.sendfile(near.transport, file, 5, 550_000))
+                if sent is None:
+                    sent = file.tell() - 5
+                else:
+                    assert sent == 550_000
+                near.transport.write(b"END")
+                await far.until(len(header) + sent + 3)
+                assert far.data == header + data[5 : 5 + sent] + b"END"
+                assert file.tell() == 5 + sent
+                near.transport.write(b"and ")
+                assert await aio.sendfile(near.transport, file, 0, 100_000) == 100_000
+                far.transport.write(b"pong")
+                await near.until(4)
+                await far.until(len(header) + sent + 100_007)
+                assert far.data[-100_004:] == b"and " + data[:100_000]
+
+    places = own_ground.at_every_suspension(scenario)
+    expected = "KTLSTransport.send_pages" if kind == "file" else "_read_and_write"
+    assert own_ground.carrier != KERNEL or expected in places
+    if expected == "_read_and_write" or own_ground.carrier != KERNEL:
+        assert "_Pace.until_ready" in places
+
+
+@pytest.mark.parametrize("way", ["start_serving", "serve_forever", "wait_closed", "async with"])
+def test_cancelling_a_servers_methods_at_every_suspension(own_ground, way):
+    """The server can be closed then, and its connections go on as long as they want."""
+
+    async def scenario(cut):
+        client, server_context = own_ground.contexts()
+        async with nothing_left():
+            server = await aio.start_server(
+                echo, "127.0.0.1", 0, ssl=server_context, start_serving=way != "start_serving",
+                **own_ground.required,
+            )  # fmt: skip
+
+            async def call():
+                if way == "async with":
+                    async with server:
+                        return
+                try:
+                    await getattr(server, way)()
+                except asyncio.CancelledError:
+                    if cut.happened or way != "serve_forever":  # which ends in no other way
+                        raise
+
+            if way == "start_serving":
+                await cut(server.start_serving())
+            reader, writer = await own_ground.connect(port_of(server), client)
+            if way != "start_serving":
+                waiting = asyncio.create_task(cut(call()))
+                await cut.began_to_wait.wait()
+            server.close()
+            writer.write(b"on")
+            assert await reader.readexactly(2) == b"on"
+            await closed(writer)
+            if way != "start_serving":
+                await waiting
+            await stop(server)
+
+    places = own_ground.at_every_suspension(scenario)
+    assert {"async with": "Server.__aexit__"}.get(way, f"Server.{way}") in places
 
 
 # ---- TLS later on ----------------------------------------------------------------------------
@@ -1601,6 +1955,110 @@ def test_starttls_that_fails(ground):
         await protocols[0].lost
         await stop(server)
         ground.unexpected.clear()
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "too late", "eof", "reset"])
+def test_starttls_whose_handshake_comes_to_nothing(ground, how):
+    """The protocol is told at once, and once."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, _ = ground.contexts()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            async with nothing_left():
+                transport, near = await loop.create_connection(Recorder, *listener.getsockname())
+                peer, _ = listener.accept()
+                with peer:
+                    peer.setblocking(False)
+                    turning = asyncio.create_task(
+                        aio.start_tls(
+                            transport, near, client, server_hostname=tls.HOST,
+                            ssl_handshake_timeout=0.5 if how == "too late" else TIMEOUT,
+                        )
+                    )  # fmt: skip
+                    assert await loop.sock_recv(peer, 10_000)  # ClientHello
+                    assert near.calls == ["made"]
+                    if how == "cancelled":
+                        turning.cancel()
+                    elif how == "reset":
+                        linger = struct.pack("ii", 1, 0)
+                        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    if how in ("eof", "reset"):
+                        peer.close()
+                    with pytest.raises(
+                        {
+                            "cancelled": asyncio.CancelledError,
+                            "too late": ConnectionAbortedError,
+                        }.get(how, ConnectionError)
+                    ) as caught:
+                        await turning
+                    assert near.calls == ["made", "lost"]
+                    told = near.lost.result()
+                    assert told is None if how == "cancelled" else told is caught.value
+                    if how in ("cancelled", "too late"):
+                        with contextlib.suppress(ConnectionError):
+                            assert await loop.sock_recv(peer, 1) == b""
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert near.calls == ["made", "lost"]
+
+    ground.run(main)
+
+
+@pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
+def test_starttls_with_data_behind_the_handshake(ground, kind):
+    """What comes together with the last message of the handshake is delivered."""
+    data = pattern(120_000)
+
+    class Server(kind):
+        def connection_made(self, transport) -> None:
+            self.transport = transport
+            servers.append(self)
+
+    servers: list[Any] = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, server_context = ground.contexts()
+        server = await loop.create_server(Server, "127.0.0.1", 0)
+        async with nothing_left():
+            with socket.create_connection(("127.0.0.1", port_of(server))) as sock:
+                sock.setblocking(False)
+                while not servers:
+                    await asyncio.sleep(0.001)
+                (far,) = servers
+                call = Cut(0, late=False)
+                turning = asyncio.create_task(
+                    call(
+                        aio.start_tls(
+                            far.transport, far, server_context, server_side=True, **ground.required
+                        )
+                    )
+                )
+                await call.began_to_wait.wait()
+                incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+                peer = client.wrap_bio(incoming, outgoing, server_hostname=tls.HOST)
+                while True:
+                    try:
+                        peer.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        await loop.sock_sendall(sock, outgoing.read())
+                        incoming.write(await loop.sock_recv(sock, 100_000))
+                peer.write(data[:100])
+                await loop.sock_sendall(sock, outgoing.read())  # with Finished, if it is TLS 1.3
+                secure = await turning
+                peer.write(data[100:])
+                await loop.sock_sendall(sock, outgoing.read())
+                while len(far.data) < len(data):
+                    await asyncio.sleep(0.01)
+                assert far.data == data
+                assert secure.get_protocol() is far
+                secure.abort()
+                await far.lost
+        server.close()
 
     ground.run(main)
 

@@ -252,16 +252,23 @@ async def start_tls(
         _drop(transport, protocol, e)
         raise
     if not for_kernel:
-        made = await loop.start_tls(
-            transport,
-            protocol,
-            sslcontext,
-            server_side=server_side,
-            server_hostname=server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )
+        relay = _Relay(protocol)
+        try:
+            made = await loop.start_tls(
+                transport,
+                relay,
+                sslcontext,
+                server_side=server_side,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=ssl_handshake_timeout,
+                ssl_shutdown_timeout=ssl_shutdown_timeout,
+            )
+        except BaseException as e:
+            transport.abort()
+            relay.connection_lost(_reason(e))
+            raise
         assert made is not None  # noqa: S101  (it was no closed transport)
+        made.set_protocol(protocol)
         _give_flow_control(made, reader)
         return made
     try:
@@ -424,8 +431,54 @@ async def _until_empty(transport: Any, protocol: asyncio.BaseProtocol) -> None:
     transport.set_write_buffer_limits()
 
 
+class _Relay(asyncio.Protocol):
+    """Stands for a protocol while asyncio makes the handshake, and tells it once of the end.
+
+    asyncio itself does not, where the handshake is cancelled or takes too long.
+    """
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._lost = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._lost:
+            self._lost = True
+            self._protocol.connection_lost(exc)
+
+    # What may come in the moment in which the handshake is over.
+
+    def data_received(self, data: bytes) -> None:
+        if not isinstance(self._protocol, asyncio.BufferedProtocol):
+            self._protocol.data_received(data)
+            return
+        while data:
+            buffer = memoryview(self._protocol.get_buffer(len(data))).cast("B")
+            if not buffer:
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            self._protocol.buffer_updated(size)
+            data = data[size:]
+
+    def eof_received(self) -> bool | None:
+        keep_open: bool | None = self._protocol.eof_received()
+        return keep_open
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+
 def _drop(transport: Any, protocol: asyncio.BaseProtocol, error: BaseException) -> None:
     """TLS has not come about: the connection is over."""
     transport.set_protocol(_Nobody())
     transport.abort()
-    protocol.connection_lost(error if isinstance(error, Exception) else None)
+    protocol.connection_lost(_reason(error))
+
+
+def _reason(error: BaseException) -> Exception | None:
+    """What a protocol is told; None if it was cancelled."""
+    return error if isinstance(error, Exception) else None

@@ -89,9 +89,9 @@ class _Pace(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self.paused:
             self.paused = False
-            self._wake_up()
         else:  # it was paused before we came
             self.protocol.resume_writing()
+        self._wake_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
@@ -104,15 +104,34 @@ class _Pace(asyncio.Protocol):
 
     async def until_ready(self, transport: asyncio.WriteTransport) -> None:
         """Wait until more can be written; ConnectionError if nothing can any more."""
-        while self.paused and not self.lost:
+        _, most = transport.get_write_buffer_limits()
+        # The latter where it was paused before we came.
+        while (self.paused or transport.get_write_buffer_size() > most) and not self.lost:
             self._changed = asyncio.get_running_loop().create_future()
             await self._changed
         if self.lost or transport.is_closing():
             raise ConnectionAbortedError("the transport was closed while it sent a file")
 
 
+async def _read(file: Any, size: int) -> Any:
+    """Read in a thread, which is done with the file when this is over, also when it is cancelled.
+
+    Otherwise it would move the file's position behind our back.
+    """
+    reading = asyncio.get_running_loop().run_in_executor(None, file.read, size)
+    try:
+        await asyncio.wait([reading])
+    except asyncio.CancelledError:
+        try:
+            await asyncio.wait([reading])
+        finally:
+            if not reading.cancel():  # a second cancellation, which waits no longer
+                reading.exception()  # nobody wants to know it
+        raise
+    return reading.result()
+
+
 async def _read_and_write(transport: Any, file: Any, offset: int, count: int | None) -> int:
-    loop = asyncio.get_running_loop()
     pace = _Pace(transport.get_protocol())
     reads = transport.is_reading()
     transport.pause_reading()
@@ -123,7 +142,7 @@ async def _read_and_write(transport: Any, file: Any, offset: int, count: int | N
             file.seek(offset)
         while count is None or sent < count:
             size = _CHUNK if count is None else min(_CHUNK, count - sent)
-            data = await loop.run_in_executor(None, file.read, size)
+            data = await _read(file, size)
             if not data:
                 break
             await pace.until_ready(transport)
@@ -132,8 +151,7 @@ async def _read_and_write(transport: Any, file: Any, offset: int, count: int | N
         await pace.until_ready(transport)
     finally:
         try:
-            if sent:
-                leave_position(file, offset + sent)
+            leave_position(file, offset + sent)
         finally:
             if not pace.lost:
                 transport.set_protocol(pace.protocol)

@@ -315,8 +315,9 @@ async def create_server(
     if ssl is None and require:
         raise InvalidValue("require is only meaningful with ssl")
     require = require or (ssl is not None and requires_kernel(ssl))
+    server: asyncio.AbstractServer
     if ssl is None or not is_for_kernel(ssl, require=require):
-        made: asyncio.AbstractServer = await loop.create_server(
+        server = await loop.create_server(
             protocol_factory,
             host,
             port,
@@ -324,20 +325,20 @@ async def create_server(
             ssl=ssl,
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
-            start_serving=start_serving,
+            start_serving=False,  # cancelled there, asyncio would leave a server to nobody
             **tcp,
         )
-        return made
-    server = Server(
-        loop,
-        await _bind(loop, host, port, backlog, tcp),
-        protocol_factory,
-        ssl,
-        backlog=backlog,
-        handshake_timeout=handshake_timeout,
-        shutdown_timeout=shutdown_timeout,
-        require=require,
-    )
+    else:
+        server = Server(
+            loop,
+            await _bind(loop, host, port, backlog, tcp),
+            protocol_factory,
+            ssl,
+            backlog=backlog,
+            handshake_timeout=handshake_timeout,
+            shutdown_timeout=shutdown_timeout,
+            require=require,
+        )
     if start_serving:
         try:
             await server.start_serving()

@@ -732,6 +732,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         reads = self.is_reading()
         self.pause_reading()
         try:
+            leave_position(file, offset)
             await empty
             job = self._file = _File(file.fileno(), offset, count, self._loop.create_future())
             if count:
