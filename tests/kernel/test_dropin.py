@@ -52,7 +52,7 @@ def test_with_one_line_changed(name, version, monkeypatch):
         assert refused == []
     on = [status for status in (*seen.made, *seen.closed) if status.refusal is None]
     for status in on:
-        assert (status.ulp, status.version) == ("tls", version)
+        assert (status.ulp, status.version) == (kernel.ULP, kernel.version_told(version))
         # Of a connection that the peer has closed sock_diag tells nothing; the socket itself does.
         assert status.tx in (Mode.SOFTWARE, Mode.KERNEL)
         assert status.rx in (Mode.SOFTWARE, Mode.KERNEL)
@@ -116,7 +116,7 @@ def assert_on(sock, *, rx=True):
     status = sock.ktls
     assert (status.refusal is None) == rx
     receiving = Mode.SOFTWARE if rx else Mode.NONE
-    assert (status.ulp, status.tx, status.rx) == ("tls", Mode.SOFTWARE, receiving)
+    assert (status.ulp, status.tx, status.rx) == (kernel.ULP, Mode.SOFTWARE, receiving)
     assert (status.openssl_tx, status.openssl_rx) == (None, None)
 
 

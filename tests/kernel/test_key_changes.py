@@ -31,7 +31,7 @@ CLOSE_NOTIFY = (ALERT, b"\x01\x00")
 
 NO_NEW_KEYS = {
     TLS_1_2: "TLS 1.2 has no KeyUpdate",
-    TLS_1_3: "the keys cannot be changed: Linux can since 6.14",
+    TLS_1_3: f"the keys cannot be changed: {kernel.NO_REKEY}",
 }
 
 over_roles = pytest.mark.parametrize("role", list(Role), ids=str)

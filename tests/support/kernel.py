@@ -40,6 +40,7 @@ from pyktls import (
     takeover,
 )
 from pyktls.ciphers import AEADS, TLS_1_2, TLS_1_3, CipherSuite, suites
+from pyktls.errors import syscall_error
 from pyktls.key_schedule import traffic_keys
 from pyktls.lowlevel import lib
 from pyktls.protocol import KEY_UPDATE
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = 30.0
+ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
 
 #: The algorithms that every kernel of the lab has, by name.
 CIPHERS = ("AES_128_GCM", "AES_256_GCM", "AES_128_CCM", "CHACHA20_POLY1305")
@@ -87,7 +89,7 @@ def kernel_takes(value: CipherSuite) -> bool:
 
 def kernel_can_rekey() -> bool:
     """Whether a second TLS_RX key is taken in TLS 1.3 (the selftest's ``rekey``; Linux 6.14)."""
-    if lib.pyktls_system() == lib.PYKTLS_FREEBSD:
+    if ON_FREEBSD:
         return False
     near, far = tls.tcp_pair()
     with near, far:
@@ -103,11 +105,27 @@ def kernel_can_rekey() -> bool:
         return True
 
 
-#: With this a KeyUpdate of the peer ends the connection where ``kernel_can_rekey`` says no.
+#: Why keys cannot be changed where ``kernel_can_rekey`` says no.
+NO_REKEY = "Linux can since 6.14"
+#: With this a KeyUpdate of the peer ends the connection there.
 CANNOT_FOLLOW = (
-    "the peer changed its keys (KeyUpdate), and this kernel cannot follow: Linux can since 6.14 "
+    f"the peer changed its keys (KeyUpdate), and this kernel cannot follow: {NO_REKEY} "
     "([Errno 16] setsockopt(SOL_TLS, TLS_RX): Device or resource busy)"
 )
+#: What pyktls.status has as ``ulp`` of a connection with keys.
+ULP = "tls"
+if ON_FREEBSD:
+    NO_REKEY = "FreeBSD takes the keys of a direction once, and has no rekey"
+    CANNOT_FOLLOW = (
+        f"the peer changed its keys (KeyUpdate), and this kernel cannot follow: {NO_REKEY} "
+        f"({syscall_error(errno.EALREADY, 'setsockopt(IPPROTO_TCP, TCP_RXTLS_ENABLE)')})"
+    )
+    ULP = ""
+
+
+def version_told(version: int) -> int | None:
+    """What pyktls.status has as ``version`` of a connection of that version."""
+    return None if ON_FREEBSD else version
 
 
 def expect_no_pad(sock: socket.socket) -> None:
