@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from support.selftest import EXPECTED_FAILURES, VARIANTS
+from support.selftest import BY_NAME, EXPECTED_FAILURES, VARIANTS, ExpectedFailure
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "kernel" / "selftests"
@@ -72,6 +72,56 @@ def test_the_expected_failures_are_those_of_the_tests():
     in_the_tests = {
         function: f"before {'.'.join(map(str, entry.before))}"
         for entry in EXPECTED_FAILURES
+        if not entry.backports
         for function in entry.functions
     }
     assert {name: text.partition(",")[0] for name, text in in_the_table.items()} == in_the_tests
+
+
+def test_the_defects_are_those_of_the_tests():
+    """| defect | Linux before | scenarios that are refused |"""
+    form = r"^\| [^|]+ \| (\d[\d., ]+) \| ([^|]+, [^|]+) \|$"
+    in_the_table = {}
+    for releases, text in re.findall(form, TEXT, re.MULTILINE):
+        names = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text))
+        in_the_table[releases] = names, "all of the variant 13_nopad" in text
+    in_the_tests = {}
+    for entry in EXPECTED_FAILURES:
+        if entry.backports:
+            releases = ", ".join(
+                ".".join(map(str, release))
+                for release in (entry.before, *sorted(entry.backports, reverse=True))
+            )
+            names, no_pad = in_the_tests.get(releases, (set(), False))
+            in_the_tests[releases] = names | set(entry.functions), no_pad or entry.no_pad
+    assert in_the_table == in_the_tests
+
+
+def failure(**changes):
+    fields = {"functions": ("one",), "before": (7, 2), "kind": OSError, "message": "^no$"}
+    return ExpectedFailure(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("release", "fails"),
+    [
+        ((6, 1, 176), True), ((6, 1, 189), True), ((6, 1, 190), False), ((6, 1, 192), False),
+        ((6, 11, 9), True), ((6, 12, 107), True), ((6, 12, 113), False), ((6, 18, 15), True),
+        ((7, 1, 13), True), ((7, 2, 0), False), ((7, 3, 4), False),
+    ],
+)  # fmt: skip
+def test_on_which_kernels_a_defect_is(release, fails):
+    assert failure(backports=((6, 1, 190), (6, 12, 113))).is_on(release) is fails
+    assert failure().is_on(release) is (release < (7, 2))
+
+
+def test_which_scenarios_fail():
+    nopad, tls_1_2 = BY_NAME["13_nopad"], BY_NAME["12_aes_gcm"]
+    assert failure().concerns("one", None)
+    assert failure().concerns("one", tls_1_2)
+    assert not failure().concerns("two", nopad)
+    assert failure(no_pad=True).concerns("two", nopad)
+    assert not failure(no_pad=True).concerns("two", tls_1_2)
+    assert not failure(no_pad=True).concerns("two", None)
+    assert not failure(version=nopad.version).concerns("one", tls_1_2)
+    assert failure(version=nopad.version).concerns("one", nopad)

@@ -162,7 +162,8 @@ def expect_no_pad() -> Defect | None:
         _try_expect_no_pad,
         Defect(
             "this kernel writes what follows a padded record to the wrong place (CVE-2026-74611)",
-            "it is mended in Linux 7.2 and in current stable kernels, 6.1.192 among them",
+            "it is mended in Linux 7.2 and in current stable kernels, 6.1.192 and 6.12.115 among "
+            "them",
         ),
     )
 
@@ -215,8 +216,8 @@ def splice_to_pipe() -> Defect | None:
         _try_splice_to_pipe,
         Defect(
             "this kernel loses data when the pipe is full",
-            "it is mended in Linux 7.2 and in current stable kernels, 6.1.190 among them; "
-            "recv has no such defect",
+            "it is mended in Linux 7.2 and in current stable kernels, 6.1.190 and 6.12.113 among "
+            "them; recv has no such defect",
         ),
     )
 
