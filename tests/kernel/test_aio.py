@@ -629,7 +629,7 @@ def test_key_updates_under_load(ground_1_3, request_ours):
         (far,) = protocols
         assert_cannot_follow(await far.lost)
         assert far.data == question + more
-        assert far.calls == ["made", "lost"]
+        assert "eof" not in far.calls
         await stop(server)
 
     ground_1_3.run(follow if kernel_can_rekey() else end)
