@@ -596,9 +596,6 @@ class RecordLayer(_records.Channel):
                 self.receive_error = error
                 self.straight_in = False
             raise error
-        # The kernel keeps an error for the next send as well; reading it clears it.
-        with contextlib.suppress(OSError):
-            self.take_error()
         self._fail(*broken_record(error), error)
 
     def take_error(self) -> int:
@@ -612,6 +609,10 @@ class RecordLayer(_records.Channel):
 
     def _fail(self, description: int, error: Error, cause: Exception | None = None) -> NoReturn:
         """End the connection: tell the peer if that is possible at once, and remember why."""
+        # The kernel keeps an error of a read for the next send as well, FreeBSD also that of a
+        # record behind the one that is refused here; reading it clears it.
+        with contextlib.suppress(OSError):
+            self.take_error()
         # At once for TCP, too: it would keep a small piece back until what was sent before has
         # arrived, and a close with unread data throws away what it has.
         with contextlib.suppress(OSError):

@@ -6,7 +6,6 @@ import _ssl
 import contextlib
 import gc
 import os
-import pathlib
 import socket
 import ssl
 import tempfile
@@ -27,6 +26,7 @@ from support.kernel import (
     recv_to_end,
     wait_readable,
 )
+from support.probing import open_descriptors
 from support.programs import PROGRAMS
 
 FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
@@ -53,9 +53,11 @@ def test_with_one_line_changed(name, version, monkeypatch):
     on = [status for status in (*seen.made, *seen.closed) if status.refusal is None]
     for status in on:
         assert (status.ulp, status.version) == (kernel.ULP, kernel.version_told(version))
-        # Of a connection that the peer has closed sock_diag tells nothing; the socket itself does.
-        assert status.tx in (Mode.SOFTWARE, Mode.KERNEL)
-        assert status.rx in (Mode.SOFTWARE, Mode.KERNEL)
+        # Of a connection that the peer has closed sock_diag tells nothing; the socket itself does,
+        # but for FreeBSD's.
+        known = (Mode.SOFTWARE, Mode.NONE if FREEBSD else Mode.KERNEL)
+        assert status.tx in known
+        assert status.rx in known
         assert (status.openssl_tx, status.openssl_rx) == (None, None)  # it is out of it
     assert any(status.tx is status.rx is Mode.SOFTWARE for status in on)
 
@@ -170,17 +172,14 @@ def test_without_waiting_after_the_switch(version, rx):
         with pytest.raises(ssl.SSLWantReadError):
             sock.read(1)
         data = pattern(1 << 20)
-        sent = 0
+        sent = bytearray()
         with pytest.raises(ssl.SSLWantWriteError) as caught:  # noqa: PT012
             while True:
-                sent += sock.send(data)
+                sent += data[: sock.send(data)]
         assert caught.value.errno == ssl.SSL_ERROR_WANT_WRITE
         with pytest.raises(ssl.SSLWantWriteError):
             sock.unwrap()  # there is no room for close_notify either
-        whole, rest = divmod(sent, len(data))
-        received = recv_exactly(peer, sent)
-        assert whole == 0 or received[: len(data)] == data
-        assert received[-rest:] == data[:rest] or not rest
+        assert recv_exactly(peer, len(sent)) == sent
         sock.settimeout(kernel.TIMEOUT)
         both_ways(sock, peer)
         sock.setblocking(False)
@@ -318,10 +317,6 @@ def test_an_alert_is_an_ssl_error(version, rx):
         assert recv_exactly(peer, 12) == b"a plain send"
 
 
-def open_files():
-    return {path.name for path in pathlib.Path("/proc/self/fd").iterdir()}
-
-
 def test_garbage_collection_loses_nothing():
     with tls.connect(*wrapped_contexts(tls.TLS_1_3)) as pair:
         pair.server.suppress_ragged_eofs = False
@@ -333,7 +328,7 @@ def test_garbage_collection_loses_nothing():
                 pair.client = None
                 gc.collect()
             assert receiver.result() == data
-        assert str(number) not in open_files()
+        assert number not in open_descriptors()
         pair.client = pair.server  # for what closes the pair
 
 
@@ -461,7 +456,7 @@ def test_a_file_with_what_goes_around_it(version, rx):
         assert sock.sendfile(file, headers=[b"head", b" "], trailers=[b" tail"]) == 18
         assert recv_exactly(peer, 18) == b"head the file tail"
         with pytest.raises(ValueError, match="non-zero flags not allowed in calls to sendall"):
-            sock.sendall(b"", socket.MSG_MORE)
+            sock.sendall(b"", socket.MSG_DONTWAIT)
         both_ways(sock, peer)
 
 

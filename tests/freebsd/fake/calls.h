@@ -79,7 +79,7 @@ static inline int fake_getsockopt(int fd, int level, int option, void *value, un
     if (fake_is_linuxs(level, option)) {
         return (int)fake_result(-ENOPROTOOPT);
     }
-    return fake_is_ours(level, option)
+    return fake_is_ours(level, option) || (level == SOL_SOCKET && option == SO_ERROR)
                ? (int)fake_result(fake_calls.get_option(fd, option, value, size))
                : getsockopt(fd, level, option, value, size);
 }

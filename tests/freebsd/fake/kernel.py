@@ -279,6 +279,10 @@ class Kernel:
 
     def get_option(self, fd: int, option: int, value: Any, size: Any) -> int:
         state = self.state(fd)
+        if option == socket.SO_ERROR:
+            ffi.cast("int *", value)[0] = self.take_error(fd, state)
+            size[0] = 4
+            return 0
         with Real(fd) as sock:
             if not self.is_tcp(sock):
                 return -errno.EINVAL
@@ -508,18 +512,26 @@ class Kernel:
         raise NotImplementedError(f"{len(data)} bytes to {address}")
 
     def tell_error(self, state: State, sock: socket.socket) -> None:
-        """What sosend and sendfile begin with: so_error, which is forgotten by that.
+        """What sosend and sendfile begin with: so_error, which is forgotten by that."""
+        self.decrypt_what_has_come(state, sock)
+        if state.error:
+            error, state.error = state.error, 0
+            raise Errno(error)
 
-        A thread of the kernel has decrypted what has come by then.
-        """
+    def take_error(self, fd: int, state: State) -> int:
+        """SO_ERROR, which is forgotten by that too."""
+        with Real(fd) as sock:
+            self.decrypt_what_has_come(state, sock)
+            error, state.error = state.error, 0
+            return error or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def decrypt_what_has_come(self, state: State, sock: socket.socket) -> None:
+        """A thread of the kernel has done that by the time of any other call."""
         if state.rx is not None and state.rx_lock.acquire(blocking=False):
             try:
                 self.look(state, sock)
             finally:
                 state.rx_lock.release()
-        if state.error:
-            error, state.error = state.error, 0
-            raise Errno(error)
 
     def send_records(
         self, state: State, sock: socket.socket, pieces: list[tuple[int, bytes]], *, waits: bool
