@@ -1,9 +1,9 @@
 """A kernel with known defects in net/tls: pyktls finds them out, and refuses what they would spoil.
 
 The lab's 6.1-main (Linux 6.1.176) and 6.12.107 are before the fixes of CVE-2026-74611 and of the
-data lost by splice(2) into a full pipe.  Each defect is shown to be there first, with calls that are
-not pyktls's, so that the refusal is known to be deserved.  What of the kernel's own selftest meets
-them is in tests/kernel/selftests, as expected failures.
+data lost by splice(2) into a full pipe.  Each defect is shown to be there first, with calls that
+are not pyktls's, so that the refusal is known to be deserved.  What of the kernel's own selftest
+meets them is in tests/kernel/selftests, as expected failures.
 """
 
 from __future__ import annotations
