@@ -14,7 +14,6 @@ import time
 import pytest
 
 import pyktls
-from pyktls import linux
 from pyktls.ciphers import TLS_1_3
 from support import kernel, records, tls
 from support.kernel import ONE_OF_EACH, TIMEOUT, Background, pattern, suite_id
@@ -63,7 +62,7 @@ def test_a_read_goes_on_after_a_signal(suite, timeout):
             assert sock.recv(100) == b"data"
         assert len(seen) >= 2
         with alarms(0.05) as seen, later(0.5, wire.send, records.HANDSHAKE, b"control"):
-            record = linux.recv_record(sock, 100)
+            record = kernel.interface.recv_record(sock, 100)
         assert (record.data, record.record_type) == (b"control", records.HANDSHAKE)
         assert len(seen) >= 2
 
@@ -89,7 +88,7 @@ def test_the_timeout_counts_from_the_beginning_whatever_signals_come():
         assert len(seen) >= 2
         begin = time.monotonic()
         with alarms(0.1), pytest.raises(TimeoutError):
-            linux.recv_record(sock, 1)
+            kernel.interface.recv_record(sock, 1)
         assert 0.5 <= time.monotonic() - begin < 5
 
 
@@ -145,7 +144,7 @@ def test_a_partial_send_is_continued_and_never_repeated(suite, size):
         # rest of a record that is half in it goes out by itself as room comes.
         while sending:
             try:
-                sending = sending[linux.send_record(near, sending) :]
+                sending = sending[kernel.interface.send_record(near, sending) :]
             except BlockingIOError:
                 full += 1
                 record_type, payload = wire.recv()

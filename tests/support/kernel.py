@@ -35,6 +35,7 @@ from pyktls import (
     RecordError,
     Role,
     Session,
+    freebsd,
     linux,
     switch,
     takeover,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TIMEOUT = 30.0
 ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
+#: The kernel's interface, for what both have: recv_record, send_record, sendfile.
+interface = freebsd if ON_FREEBSD else linux
 
 #: The algorithms that every kernel of the lab has, by name.
 CIPHERS = ("AES_128_GCM", "AES_256_GCM", "AES_128_CCM", "CHACHA20_POLY1305")
