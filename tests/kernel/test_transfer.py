@@ -167,7 +167,7 @@ def test_progress_and_error_come_together(keyed, file):
     with Background(wire.recv_data, BIG) as received:
         while sent < BIG:
             assert isinstance(error, BlockingIOError)
-            assert str(error) == "[Errno 11] sendfile: Resource temporarily unavailable"
+            assert str(error) == f"[Errno {errno.EAGAIN}] sendfile: {os.strerror(errno.EAGAIN)}"
             assert select.select([], [near], [], TIMEOUT)[1]
             taken, error = linux.sendfile(near, file, sent)
             sent += taken
