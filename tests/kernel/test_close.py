@@ -386,7 +386,8 @@ def test_close_timeout_bounds_it(suite, timeout):
         assert 0.49 <= time.monotonic() - begin < 5
         assert caught.value.errno == errno.ETIMEDOUT
         assert str(caught.value) == (
-            f"[Errno {errno.ETIMEDOUT}] close: the peer took no more data, and some was not delivered"
+            f"[Errno {errno.ETIMEDOUT}] close: "
+            "the peer took no more data, and some was not delivered"
         )
         assert sock.fileno() == -1
         sock.close()  # again is harmless
