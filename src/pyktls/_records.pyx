@@ -181,6 +181,7 @@ cdef class Deadline:
 
     cdef Wait wait
     cdef Channel channel  # which has what wait.open_fd points to
+    cdef int backoff
 
     def __cinit__(self, timeout):
         self.wait = wait_for(timeout)
@@ -193,6 +194,10 @@ cdef class Deadline:
         if not self.wait.waits:
             return 0.0
         return max(0.0, self.wait.limit - now())
+
+    def back_off(self):
+        """Pause where poll(2) says ready and the call gives nothing: longer each time, up to 15 ms."""
+        back_off(&self.backoff, &self.wait)
 
     def for_another(self):
         """The same moment, for another descriptor, which the Channel does not close."""
@@ -248,11 +253,17 @@ def wait_writable(int fd, Deadline deadline not None):
     wait_until_ready(fd, POLLOUT, &deadline.wait)
 
 
-cdef int pause(int milliseconds, Wait *wait) except -1:
-    """Sleep, at most up to the deadline."""
-    cdef double left = (wait.limit - now()) * 1000.0
-    if left < milliseconds:
-        milliseconds = <int>ceil(left)
+cdef int back_off(int *backoff, Wait *wait) except -1:
+    """Sleep so many milliseconds, at most up to the deadline; more the next time."""
+    cdef int milliseconds = backoff[0]
+    cdef double left
+    backoff[0] = min(2 * milliseconds + 1, 15)
+    if milliseconds == 0:
+        return 0
+    if wait.bounded:
+        left = (wait.limit - now()) * 1000.0
+        if left < milliseconds:
+            milliseconds = <int>ceil(left)
     if milliseconds > 0:
         with nogil:
             poll(NULL, 0, milliseconds)
@@ -277,9 +288,7 @@ cdef Py_ssize_t receive(int fd, const iovec *iov, size_t count, int flags, Wait 
         elif received == -EAGAIN and wait.bounded and wait.waits:
             # Linux before 6.5 says POLLIN for a part of a record, which recvmsg does not give:
             # without a pause a peer that stops within a record would keep the processor busy.
-            if backoff:
-                pause(backoff, wait)
-            backoff = min(2 * backoff + 1, 15)
+            back_off(&backoff, wait)
             wait_until_ready(fd, POLLIN, wait)
         else:
             raise syscall_error(<int>-received, "recvmsg")

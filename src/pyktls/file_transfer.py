@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import socket
-import time
 from typing import TYPE_CHECKING, Any
 
 from . import _records, arguments, linux
@@ -45,8 +44,6 @@ _SPLICE_NONBLOCK: int = getattr(os, "SPLICE_F_NONBLOCK", 0)
 _SPLICE_MORE: int = getattr(os, "SPLICE_F_MORE", 0)
 # A pipe can hold so many pieces, each of which may end up in a record of its own.
 _PIPE_PIECES = 16
-# For how long to pause, at most, where poll(2) says that there is something, and there is nothing.
-_LONGEST_PAUSE = 0.015
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -221,7 +218,6 @@ def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
             moved = os.write(target, layer.leftover[: min(count, select.PIPE_BUF)])
             layer.leftover = layer.leftover[moved:]
             return moved
-        backoff = 0.0
         while not layer.receive_ended:
             layer.raise_again()
             fd = layer.descriptor()
@@ -233,8 +229,7 @@ def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
                     raise
                 # Linux before 6.5 says POLLIN for a part of a record, which splice does not give:
                 # without a pause a peer that stops within a record would keep the processor busy.
-                _pause(backoff, deadline)
-                backoff = min(2 * backoff + 0.001, _LONGEST_PAUSE)
+                deadline.back_off()
                 # For either end's sake.
                 _records.wait_readable(fd, deadline)
                 _records.wait_writable(target, deadline.for_another())
@@ -248,12 +243,6 @@ def splice_to(layer: RecordLayer, pipe: HasFileno | int, count: int) -> int:
                 return moved
             _after_empty_splice(layer, error)
         return 0
-
-
-def _pause(seconds: float, deadline: _records.Deadline) -> None:
-    """Sleep, at most up to the deadline."""
-    left = deadline.remaining()
-    time.sleep(seconds if left is None else min(seconds, left))
 
 
 def _check_carrier(call: str, direction: Incoming | Outgoing) -> None:

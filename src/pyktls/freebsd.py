@@ -31,7 +31,6 @@ import errno
 import functools
 import socket
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -440,12 +439,10 @@ def _repeat(
 ) -> int:
     """What ``call`` gives; made again after a signal, and once it can go on within the timeout."""
     deadline = _records.Deadline(timeout)
-    pause = 0.0
     while (result := call()) < 0:
         if result == -errno.EAGAIN and timeout:
             # poll(2) says ready for less room than a record wants, and after an error for ever.
-            time.sleep(min(pause, deadline.remaining() or 0.0))
-            pause = min(2 * pause + 0.001, 0.015)
+            deadline.back_off()
             wait(fd, deadline)
         elif result != -errno.EINTR:  # a handler that raises has done so (PEP 475)
             raise syscall_error(-result, name)
