@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def fork(call: Callable[..., object], *arguments: object) -> int:
-    """Run ``call`` in a child; returns its number.  What fails there is printed."""
+def fork(call: Callable[..., object], *arguments: object, limit: float = 2 * TIMEOUT) -> int:
+    """Run ``call`` in a child, which has ``limit`` seconds; returns its number.
+
+    What fails there is printed.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: a fork with threads
         child = os.fork()
@@ -24,7 +27,7 @@ def fork(call: Callable[..., object], *arguments: object) -> int:
         return child
     status = 1
     try:
-        signal.alarm(int(2 * TIMEOUT))
+        signal.alarm(int(limit))
         call(*arguments)
         status = 0
     except BaseException:  # noqa: BLE001

@@ -19,12 +19,9 @@ import signal
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
-import traceback
 import types
-import warnings
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -52,6 +49,7 @@ from pyktls.lowlevel import lib
 from pyktls.takeover import Handshake
 from support import tls
 from support.probing import open_descriptors
+from support.processes import fork, wait_for
 from support.systems import linux_only
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
@@ -1209,21 +1207,7 @@ def test_abandon():
 
 def in_child(call) -> None:
     """Run ``call`` in the child of a fork; a failure there is one here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: a fork with threads
-        child = os.fork()
-    if not child:
-        status = 1
-        try:
-            signal.alarm(30)
-            call()
-            status = 0
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    wait_for(fork(call, limit=30))
 
 
 @contextlib.contextmanager
