@@ -45,11 +45,24 @@ def test_its_trial_leaves_nothing():
     wait_for(lambda: listed("nfs_tls") == 0)  # the kernel collects keys a little later
 
 
+def new_keyring(name: str) -> int:
+    return _add(b"keyring", name, None, USER)
+
+
+def new_key(name: str, content: bytes, keyring: int) -> int:
+    return _add(b"user", name, content, keyring)
+
+
+def _add(kind: bytes, name: str, content: bytes | None, keyring: int) -> int:
+    size = ctypes.c_size_t(len(content or b""))
+    serial: int = LIBRARY.add_key(kind, name.encode(), content, size, keyring)
+    assert serial > 0, ctypes.get_errno()
+    return serial
+
+
 def test_a_keyring_that_is_named_is_searched():
-    outer = LIBRARY.add_key(b"keyring", b"pyktls-test", None, ctypes.c_size_t(0), USER)
-    assert outer > 0, ctypes.get_errno()
-    key = LIBRARY.add_key(b"user", b"inside", b"abc", ctypes.c_size_t(3), outer)
-    assert key > 0, ctypes.get_errno()
+    outer = new_keyring("pyktls-test")
+    key = new_key("inside", b"abc", outer)
     assert Keyring().search("user", "inside") is None
     keys = Keyring(("pyktls-test", ".not-there"))
     assert keys.linked == ("pyktls-test",)
@@ -57,16 +70,10 @@ def test_a_keyring_that_is_named_is_searched():
     assert keys.read(key) == b"abc"
 
 
-def new_keyring(name: str) -> int:
-    serial = LIBRARY.add_key(b"keyring", name.encode(), None, ctypes.c_size_t(0), USER)
-    assert serial > 0, ctypes.get_errno()
-    return serial
-
-
 def test_a_borrowed_keyring_is_given_back_by_the_last():
     """The kernel links the keyring of a request into the process's; here we are the kernel."""
     outer = new_keyring("pyktls-borrowed")
-    key = LIBRARY.add_key(b"user", b"borrowed", b"abc", ctypes.c_size_t(3), outer)
+    key = new_key("borrowed", b"abc", outer)
     keys = Keyring()
     for _ in range(2):
         assert LIBRARY.keyctl_link(outer, -2) == 0
@@ -80,7 +87,7 @@ def test_a_borrowed_keyring_is_given_back_by_the_last():
 
 def test_a_keyring_of_the_configuration_is_kept():
     outer = new_keyring("pyktls-kept")
-    key = LIBRARY.add_key(b"user", b"kept", b"abc", ctypes.c_size_t(3), outer)
+    key = new_key("kept", b"abc", outer)
     keys = Keyring(("pyktls-kept",))
     keys.borrow(outer)
     keys.give_back(outer)
@@ -103,7 +110,7 @@ print(keys.linked, keys.search("user", "roots"))
 
 def test_it_is_linked_before_the_privileges_are_given_up():
     outer = new_keyring("pyktls-roots")
-    key = LIBRARY.add_key(b"user", b"roots", b"abc", ctypes.c_size_t(3), outer)
+    key = new_key("roots", b"abc", outer)
     for keyring in (outer, key):  # as .nfs: everything for who possesses it, and for root
         assert LIBRARY.keyctl_setperm(keyring, 0x3F3F0000) == 0, ctypes.get_errno()
     said = {}
@@ -134,13 +141,7 @@ def test_a_mount_with_a_certificate_of_its_own(server, place, authority, sides):
     old = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2]) < (7, 2)
     assert (ring > 0) is not old
     where = USER if old else ring
-    serials = [
-        LIBRARY.add_key(
-            b"user", f"pyktls-mount-{n}".encode(), data, ctypes.c_size_t(len(data)), where
-        )
-        for n, data in enumerate(der)
-    ]
-    assert min(serials) > 0, ctypes.get_errno()
+    serials = [new_key(f"pyktls-mount-{n}", data, where) for n, data in enumerate(der)]
     options = "soft,timeo=50,retrans=1,cert_serial={},privkey_serial={}".format(*serials)
     server.export("mtls")
     target = place / "mount"

@@ -198,15 +198,23 @@ class Daemon(Process):
 def running(
     place: pathlib.Path, name: str = "nfs_tls", *options: str, **sides: dict[str, Any]
 ) -> Iterator[Daemon]:
-    """A daemon of ours; behind it nothing is left, and it ends well."""
+    """A daemon of ours, as ``watched``."""
     made = Daemon(place, name, *options, **sides)
-    try:
-        idle = made.open_files()
+    with watched(made):
         yield made
-        nothing_left(made, idle)
+
+
+@contextlib.contextmanager
+def watched(process: Process) -> Iterator[None]:
+    """When the block is over nothing is left behind the daemon, and it ends well."""
+    try:
+        process.wait_for_line("ready")
+        idle = process.open_files()
+        yield
+        nothing_left(process, idle)
     finally:
-        print(made.said())
-        assert made.end() == 0
+        print(process.said())
+        assert process.end() == 0
 
 
 def nothing_left(process: Process, idle: int) -> None:
