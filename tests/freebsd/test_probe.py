@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,7 @@ OPTION = {TX: system.TCP_TXTLS_ENABLE, RX: system.TCP_RXTLS_ENABLE}
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing() -> Iterator[None]:
+    gc.collect()  # what a test before left to the collector
     before = open_descriptors()
     yield
     assert open_descriptors() == before

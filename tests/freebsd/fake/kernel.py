@@ -34,7 +34,7 @@ import stat
 import struct
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from _thread import start_new_thread
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,6 @@ AT_ONCE = 1 << 16  # what one call finds room for: send buffers of FreeBSD begin
 FOREVER = 20.0  # how long a test may wait for what never comes
 MOMENT = 0.0005  # between two looks at whether something can go on
 SOON = 10.0
-MAY_WAIT = ("receive", "transmit", "send_file", "wait_for")
 
 ffi = cffi.FFI()
 ffi.cdef("""
@@ -112,8 +111,8 @@ class Kernel:
         self.boot()
 
     def _of_this_process(self) -> None:
-        self._pool = ThreadPoolExecutor(100)
         self._current = threading.local()
+        self._made: Apart | None = None  # the call that the main thread waits for
 
     def boot(self) -> None:
         """Forget everything: stock settings of 14, with the gate opened."""
@@ -697,7 +696,9 @@ class Kernel:
         for name, member in ffi.typeof("struct fake_calls").fields:
             if name == "raised":
                 continue
-            callback = ffi.callback(member.type, self._guarded(getattr(self, name)))
+            callback = ffi.callback(
+                member.type, self._guarded(getattr(self, name)), onerror=self._ended_by
+            )
             self._callbacks.append(callback)  # cffi keeps them no longer than we do
             setattr(table, name, callback)
 
@@ -709,17 +710,33 @@ class Kernel:
             if self.interruptions and name in ("receive", "transmit"):
                 self.interruptions -= 1
                 return -errno.EINTR
-            if threading.current_thread() is not threading.main_thread():
+            if threading.current_thread() is not threading.main_thread() or not signals_may_come():
                 return self._called(call, args)
-            if name in MAY_WAIT and signals_may_come():
-                return self._apart(call, args)
-            try:
-                return self._called(call, args)
-            except BaseException as e:  # noqa: BLE001  (raised again by the handler of SIGUSR2)
-                self._raise_afterwards(e)
-                return -errno.EINTR
+            made = Apart(self, call, args)
+            self._made = made  # and nothing of a signal's comes between this and the next line
+            start_new_thread(made.run, ())
+            made.over.wait()
+            self._made = made.within
+            return made.result
 
         return guarded
+
+    def _ended_by(self, _kind: object, error: BaseException, _where: object) -> int:
+        """The handler of a signal raised within a call of the main thread, wherever that was."""
+        if threading.current_thread() is not threading.main_thread():
+            raise error
+        made, self._made = self._made, None
+        result = -errno.EINTR
+        if made is not None:
+            made.stop.set()
+            while not made.over.is_set():
+                try:
+                    made.over.wait()
+                except BaseException as e:  # noqa: BLE001  (the last one counts)
+                    error = e
+            self._made, result = made.within, made.result
+        self._raise_afterwards(error)
+        return result
 
     @staticmethod
     def _called(call: Callable[..., int], args: tuple[Any, ...]) -> int:
@@ -730,30 +747,6 @@ class Kernel:
         except OSError as e:
             return -(e.errno or errno.EIO)
 
-    def _apart(self, call: Callable[..., int], args: tuple[Any, ...]) -> int:
-        """Have another thread make the call, and keep what a signal handler raises meanwhile."""
-        stop = threading.Event()
-
-        def called() -> int:
-            self._current.stop = stop
-            return self._called(call, args)
-
-        made = self._pool.submit(called)
-        raised: BaseException | None = None
-        while True:
-            try:
-                result = made.result()
-                break
-            except BaseException as e:  # noqa: BLE001  (raised again by the handler of SIGUSR2)
-                raised = e
-                stop.set()
-                if made.done() and made.exception() is e:  # a mistake in here
-                    result = -errno.EINTR
-                    break
-        if raised is not None:
-            self._raise_afterwards(raised)
-        return result
-
     def _raise_afterwards(self, error: BaseException) -> None:
         def again(*_: object) -> None:
             signal.signal(signal.SIGUSR2, before)
@@ -761,6 +754,24 @@ class Kernel:
 
         before = signal.signal(signal.SIGUSR2, again)
         self._library.fake_calls.raised = 1
+
+
+class Apart:
+    """A call that another thread makes for the main one."""
+
+    def __init__(self, kernel: Kernel, call: Callable[..., int], args: tuple[Any, ...]) -> None:
+        self.kernel, self.call, self.args = kernel, call, args
+        self.within = kernel._made
+        self.stop = threading.Event()
+        self.over = threading.Event()
+        self.result = -errno.EFAULT
+
+    def run(self) -> None:
+        self.kernel._current.stop = self.stop
+        try:
+            self.result = self.kernel._called(self.call, self.args)
+        finally:
+            self.over.set()
 
 
 def signals_may_come() -> bool:
