@@ -77,11 +77,11 @@ SAME_EVERYWHERE = (
     "tests/unit/test_samples.py",
     *(f"tests/unit/test_serve_{name}.py" for name in ("command", "files", "rules", "server")),
 )
-LAST_SHARE, OTHERS_SHARE, DEFECTS_SHARE = 12, 8, 6
+LAST_SHARE, OTHERS_SHARE, DEFECTS_SHARE = 16, 10, 8
 # More handshakes than the emulated machine makes in two minutes.
 CROWD = "tests/nfs/test_refusals.py::test_two_hundred_at_once"
 # Of the mounts in tests/nfs; these kernels know nothing of handshakes in user space.
-NFS_SHARE = 2
+NFS_SHARE = 3
 WITHOUT_UPCALL = ("6.1", "6.1-main")
 TIMEOUT = 7200.0
 PRINTING = threading.Lock()

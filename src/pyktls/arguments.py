@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+from typing import TYPE_CHECKING
 
 from .errors import InvalidType, InvalidValue
 
-__all__ = ["buffer_view", "buffer_views", "count", "flags", "integer", "size"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "buffer_view",
+    "buffer_views",
+    "count",
+    "flags",
+    "hostname",
+    "integer",
+    "of_timeout",
+    "size",
+]
 
 
 def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str = "") -> int:
@@ -64,3 +78,29 @@ def buffer_views(values: object, *, writable: bool = False) -> list[memoryview]:
 def flags(value: object) -> int:
     """The flags of a system call: a C int."""
     return integer("flags", value, 0, 2**31 - 1, bounds="from 0 to 2**31 - 1")
+
+
+def hostname(value: object) -> str | None:
+    """``server_hostname``: a str that IDNA (RFC 3490) takes, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidType(f"server_hostname must be a str, not {type(value).__name__}")
+    try:
+        value.encode("idna")
+    except UnicodeError as e:
+        raise InvalidValue(f"server_hostname: {e}") from None
+    if "\0" in value:
+        raise InvalidValue("server_hostname: embedded null character")
+    return value
+
+
+@contextlib.contextmanager
+def of_timeout() -> Iterator[None]:
+    """What socket.settimeout says of a value that is no timeout, in our terms."""
+    try:
+        yield
+    except TypeError as e:
+        raise InvalidType(f"timeout: {e}") from None
+    except (ValueError, OverflowError) as e:
+        raise InvalidValue(f"timeout: {e}") from None

@@ -131,12 +131,8 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
 
     def settimeout(self, value: float | None, /) -> None:
         """As socket.settimeout."""
-        try:
+        with arguments.of_timeout():
             super().settimeout(value)
-        except TypeError as e:
-            raise InvalidType(f"timeout: {e}") from None
-        except (ValueError, OverflowError) as e:
-            raise InvalidValue(f"timeout: {e}") from None
         self._layer.timeout = self.gettimeout()
 
     def setblocking(self, flag: bool, /) -> None:

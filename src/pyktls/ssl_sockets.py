@@ -444,7 +444,8 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     def settimeout(self, value: float | None, /) -> None:
         """As socket.settimeout."""
-        super().settimeout(value)
+        with arguments.of_timeout():
+            super().settimeout(value)
         if self._layer is not None:
             self._layer.timeout = self.gettimeout()
 
@@ -482,6 +483,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
                 return file_transfer.sendfile(
                     self._layer, file, offset, count, headers, trailers, use_send
                 )
+        file_transfer.check_file(file, offset, count)
         total = self._send_pieces(headers)
         total += super().sendfile(file, offset, count)
         return total + self._send_pieces(trailers)

@@ -1021,6 +1021,9 @@ def test_arguments_that_are_refused(ground):
             (ValueError, {"ssl": client, "server_hostname": "x", "ssl_shutdown_timeout": -1.0}),
             (TypeError, {"ssl": client, "server_hostname": "x", "ssl_shutdown_timeout": "1"}),
             (TypeError, {"ssl": "context", "server_hostname": "x"}),
+            (TypeError, {"ssl": client, "server_hostname": 5}),
+            (ValueError, {"ssl": client, "server_hostname": "x" * 70}),
+            (ValueError, {"ssl": client, "server_hostname": "x\0y"}),
             (ValueError, {"require": True}),
         ):
             with socket.socket() as sock, pytest.raises(error):
@@ -1035,6 +1038,8 @@ def test_arguments_that_are_refused(ground):
         ):
             with pytest.raises(error):
                 await aio.start_server(echo, "127.0.0.1", 0, **keywords)
+        with pytest.raises(pyktls.InvalidType, match="asyncio transport, not NoneType"):
+            await aio.start_tls(None, asyncio.Protocol(), client, server_hostname="x")
 
     ground.run(main)
 

@@ -144,7 +144,7 @@ SSL_METHODS = tuple(
     and name not in SSL_EXCEPT
 )
 #: Python's own, which take what fits into a C number.
-SSL_OWN = {"getsockopt", "setblocking", "settimeout"}
+SSL_OWN = {"getsockopt", "setblocking"}
 #: What ssl.SSLSocket does not have says so by NotImplementedError, and so do we.
 SSL_NOT_THERE = {"dup", "recvmsg", "recvmsg_into", "sendmsg", "sendmsg_afalg"}
 

@@ -126,7 +126,7 @@ ON_ONE_KERNEL = {
     "serve": "`pyktls serve`",
     "serve_clients": "and its clients",
 }
-PARTS = {8: "an eighth", 12: "a twelfth"}
+PARTS = {10: "a tenth", 16: "a sixteenth"}
 
 
 def test_the_readme_says_what_make_test_leaves_out():

@@ -560,6 +560,10 @@ def test_wrong_arguments(tcp: tuple[socket.socket, socket.socket]) -> None:
             make(near, thing)
     with raises(pyktls.InvalidType, "server_hostname must be a str, not bytes"):
         make(near, context, server_hostname=b"localhost")
+    with pytest.raises(pyktls.InvalidValue, match=r"^server_hostname: .*too long"):
+        make(near, context, server_hostname="x" * 70)
+    with raises(pyktls.InvalidValue, "server_hostname: embedded null character"):
+        make(near, context, server_hostname="x\0y")
     with raises(pyktls.InvalidType, "session must be an ssl.SSLSession, not str"):
         make(near, context, server_hostname="a", session="b")
     with raises(

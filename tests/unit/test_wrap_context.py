@@ -281,6 +281,10 @@ def test_the_refused_socket_is_ssls(version):
             file.seek(0)
             assert sock.sendfile(file, 0, headers=[b"head "], trailers=[b" tail"]) == 18
         assert tls.recv_exactly(pair.server, 18) == b"head the file tail"
+        with pytest.raises(pyktls.InvalidType, match="a file is needed, not int"):
+            sock.sendfile(5, headers=[b"not sent"])
+        with pytest.raises(pyktls.InvalidValue, match="timeout: "):
+            sock.settimeout(1e300)
         assert sock.recv_into(bytearray(0)) == 0
         pair.server.sendall(b"0123")
         assert sock.recv(buflen=1) == b"0"

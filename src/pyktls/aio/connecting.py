@@ -9,6 +9,7 @@ import socket
 import ssl as ssl_module
 from typing import TYPE_CHECKING, Any
 
+from pyktls import arguments
 from pyktls.errors import HandoffRefused, InvalidType, InvalidValue
 
 from .futures import settle
@@ -99,6 +100,7 @@ async def create_connection(
         if not host:
             raise InvalidValue("You must set server_hostname when using ssl without a host")
         server_hostname = host
+    server_hostname = arguments.hostname(server_hostname)
     context = ssl_module.create_default_context() if ssl is True else ssl
     if not isinstance(context, ssl_module.SSLContext):
         raise InvalidType(f"ssl must be an ssl.SSLContext or True, not {type(ssl).__name__}")
@@ -234,6 +236,9 @@ async def start_tls(
     )
     if not isinstance(sslcontext, ssl_module.SSLContext):
         raise InvalidType(f"sslcontext must be an ssl.SSLContext, not {type(sslcontext).__name__}")
+    server_hostname = arguments.hostname(server_hostname)
+    if not hasattr(transport, "get_extra_info"):
+        raise InvalidType(f"transport must be an asyncio transport, not {type(transport).__name__}")
     if isinstance(transport, KTLSTransport) or transport.get_extra_info("sslcontext") is not None:
         raise InvalidType(f"transport {transport!r} is not one of a plain TCP connection")
     _check_open(transport)  # if it is not, the protocol is told without our doing

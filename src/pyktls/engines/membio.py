@@ -32,6 +32,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+from pyktls import arguments
 from pyktls.ciphers import TLS_1_3
 from pyktls.errors import HandoffRefused, InvalidType, InvalidValue, Unavailable
 from pyktls.key_schedule import wipe
@@ -395,10 +396,7 @@ class MemoryBIOHandshake:
             raise InvalidValue("the socket is closed")
         if sock.type != socket.SOCK_STREAM:
             raise InvalidValue("the socket is not a stream socket")
-        if server_hostname is not None and not isinstance(server_hostname, str):
-            raise InvalidType(
-                f"server_hostname must be a str, not {type(server_hostname).__name__}"
-            )
+        server_hostname = arguments.hostname(server_hostname)
         if not (session is None or _is_session(session)):
             raise InvalidType(f"session must be an ssl.SSLSession, not {type(session).__name__}")
         self._sock = sock
