@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from typing import TYPE_CHECKING
 
 from .errors import InvalidType, InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 __all__ = [
     "buffer_view",
@@ -18,7 +17,7 @@ __all__ = [
     "flags",
     "hostname",
     "integer",
-    "of_timeout",
+    "set_timeout",
     "size",
 ]
 
@@ -95,11 +94,10 @@ def hostname(value: object) -> str | None:
     return value
 
 
-@contextlib.contextmanager
-def of_timeout() -> Iterator[None]:
-    """What socket.settimeout says of a value that is no timeout, in our terms."""
+def set_timeout(setter: Callable[[float | None], None], value: float | None) -> None:
+    """socket.settimeout, which says in our terms of a value that it is no timeout."""
     try:
-        yield
+        setter(value)
     except TypeError as e:
         raise InvalidType(f"timeout: {e}") from None
     except (ValueError, OverflowError) as e:

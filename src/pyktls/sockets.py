@@ -131,8 +131,7 @@ class KTLSSocket(_records.SocketMethods, socket.socket):
 
     def settimeout(self, value: float | None, /) -> None:
         """As socket.settimeout."""
-        with arguments.of_timeout():
-            super().settimeout(value)
+        arguments.set_timeout(super().settimeout, value)
         self._layer.timeout = self.gettimeout()
 
     def setblocking(self, flag: bool, /) -> None:

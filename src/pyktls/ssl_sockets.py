@@ -444,8 +444,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     def settimeout(self, value: float | None, /) -> None:
         """As socket.settimeout."""
-        with arguments.of_timeout():
-            super().settimeout(value)
+        arguments.set_timeout(super().settimeout, value)
         if self._layer is not None:
             self._layer.timeout = self.gettimeout()
 
