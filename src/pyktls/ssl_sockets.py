@@ -12,8 +12,7 @@ is given other BIOs, or where it is hidden its object is let go of (engines/answ
 could not reach the connection even if it were asked to: what it wrote there would be encrypted
 twice.
 
-Errors are those that code for ssl.SSLSocket expects: ``ssl.SSLWantReadError`` where a plain socket
-raises BlockingIOError, subclasses of ``ssl.SSLError`` where the TLS connection breaks.
+Errors are those that code for ssl.SSLSocket expects: ssl_errors.py.
 """
 
 from __future__ import annotations
@@ -35,18 +34,17 @@ from .errors import (
     HandoffRefused,
     InvalidType,
     InvalidValue,
-    RecordError,
-    TLSAlert,
     TruncationError,
     Unavailable,
 )
 from .handoff import watch
 from .record_layer import RecordLayer
+from .ssl_errors import SSLUnavailable, SSLUnreadData, as_failed_handshake, ssl_errors
 from .status import Status, status
 from .takeover import as_far_as_possible, extract_checked, is_dead, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from _typeshed import ReadableBuffer
 
@@ -55,113 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["SSLSocket", "wrap_context"]
 
 T = TypeVar("T")
-
-
-# ---- errors ----------------------------------------------------------------------------------
-
-
-# OpenSSL's SSLError has these two attributes, and so must ours.
-class _Reasoned:
-    library: Any = None
-    reason: Any = None
-
-
-# Alerts that were in SSL 3.0 already (RFC 6101 section 5.4), which OpenSSL names after that.
-_SSL_3_ALERTS = frozenset((0, 10, 20, 30, 40, 41, 42, 43, 44, 45, 46, 47))
-
-
-class SSLAlert(_Reasoned, TLSAlert, ssl.SSLError):
-    """A TLSAlert that is also an ssl.SSLError, with OpenSSL's name of it and OpenSSL's words."""
-
-    library = "SSL"
-
-    def __init__(self, level: int, description: int) -> None:
-        TLSAlert.__init__(self, level, description)
-        version = "sslv3" if description in _SSL_3_ALERTS else "tlsv1"
-        name = f"{version}_alert_{self.name}"
-        self.reason = name.upper()
-        text = f"[SSL: {self.reason}] {name.replace('_', ' ')}: {self.args[0]}"
-        ssl.SSLError.__init__(self, ssl.SSL_ERROR_SSL, text)
-
-
-class SSLRecordError(_Reasoned, RecordError, ssl.SSLError):
-    """A RecordError that is also an ssl.SSLError."""
-
-
-class SSLTruncationError(_Reasoned, TruncationError, ssl.SSLEOFError):
-    """A TruncationError that is also an ssl.SSLEOFError."""
-
-    library = "SSL"
-    reason = "UNEXPECTED_EOF_WHILE_READING"
-
-
-class SSLUnreadData(_Reasoned, Error, ssl.SSLError):
-    """unwrap() met data of the peer; ssl.SSLSocket.unwrap raises an SSLError too."""
-
-    library = "SSL"
-    reason = "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"
-
-
-class SSLHandoffRefused(_Reasoned, HandoffRefused, ssl.SSLError):
-    """A HandoffRefused that is also an ssl.SSLError: to a caller, the handshake failed."""
-
-
-class SSLUnavailable(_Reasoned, Unavailable, ssl.SSLError):
-    """An Unavailable that is also an ssl.SSLError."""
-
-    def __init__(self, *arguments: Any, remedy: str | None = None) -> None:
-        ssl.SSLError.__init__(self, *arguments)
-        self.remedy = remedy
-
-
-def _as_failed_handshake(refusal: HandoffRefused | Unavailable) -> ssl.SSLError:
-    """The same, for callers of a handshake.
-
-    A server's accept loop survives OSError, and must survive one client's choice of a cipher.
-    """
-    if isinstance(refusal, Unavailable):
-        return SSLUnavailable(ssl.SSL_ERROR_SSL, str(refusal), remedy=refusal.remedy)
-    error = SSLHandoffRefused(ssl.SSL_ERROR_SSL, str(refusal))
-    error.dead = refusal.dead
-    return error
-
-
-def _want(*, writing: bool) -> ssl.SSLError:
-    error: ssl.SSLError = (
-        ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)")
-        if writing
-        else ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)")
-    )
-    error.library = error.reason = None  # type: ignore[assignment]
-    return error
-
-
-def _as_ssl_error(error: BaseException, *, writing: bool) -> BaseException:
-    match error:
-        case ssl.SSLError():
-            return error
-        case BlockingIOError():
-            return _want(writing=writing)
-        case TimeoutError():
-            return TimeoutError(f"The {'write' if writing else 'read'} operation timed out")
-        case TLSAlert(level=level, description=description):
-            return SSLAlert(level, description)
-        case TruncationError():
-            return SSLTruncationError(ssl.SSL_ERROR_EOF, str(error))
-        case RecordError():
-            return SSLRecordError(ssl.SSL_ERROR_SSL, str(error))
-    return error
-
-
-@contextlib.contextmanager
-def _ssl_errors(*, writing: bool) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, Error) as e:
-        other = _as_ssl_error(e, writing=writing)
-        if other is e:
-            raise
-        raise other from e
 
 
 class _SSLRecordLayer(RecordLayer):
@@ -176,7 +67,7 @@ class _SSLRecordLayer(RecordLayer):
 
     def _reading(self, call: Callable[..., T], at_end: T, *arguments: Any) -> T:
         """Call; turn errors; of a ragged end, which ssl suppresses by default, make an end."""
-        with _ssl_errors(writing=False):
+        with ssl_errors(writing=False):
             try:
                 return call(*arguments)
             except TruncationError:
@@ -207,23 +98,23 @@ class _SSLRecordLayer(RecordLayer):
         return self._reading(super()._recv_into_after_other, 0, *arguments)
 
     def receive_failed(self, error: OSError) -> NoReturn:
-        with _ssl_errors(writing=False):
+        with ssl_errors(writing=False):
             super().receive_failed(error)
         raise AssertionError("it raises")
 
     def send_failed(self, error: OSError) -> None:
-        with _ssl_errors(writing=True):
+        with ssl_errors(writing=True):
             super().send_failed(error)
             raise error
 
     def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:
         self._no_flags(flags, "send")
-        with _ssl_errors(writing=True):
+        with ssl_errors(writing=True):
             return super().send_slowly(data, flags)
 
     def sendall_slowly(self, data: ReadableBuffer, flags: Any) -> None:
         self._no_flags(flags, "sendall")
-        with _ssl_errors(writing=True):
+        with ssl_errors(writing=True):
             super().sendall_slowly(data, flags)
 
 
@@ -432,7 +323,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             self.close()
             if self.fileno() >= 0:  # file objects of makefile() would go on with it
                 self._real_close()
-            raise _as_failed_handshake(refusal) from refusal
+            raise as_failed_handshake(refusal) from refusal
 
     @property
     def ktls(self) -> Status:
@@ -478,7 +369,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         """Send a file, as KTLSSocket.sendfile; by OpenSSL where the kernel has not taken over."""
         if self._layer is not None:
             use_send: Callable[..., int] = self._sendfile_use_send  # type: ignore[attr-defined]
-            with _ssl_errors(writing=True):
+            with ssl_errors(writing=True):
                 return file_transfer.sendfile(
                     self._layer, file, offset, count, headers, trailers, use_send
                 )
@@ -494,17 +385,17 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     def splice_to(self, pipe: HasFileno | int, count: int) -> int:
         """As KTLSSocket.splice_to; Unavailable where the kernel has not taken over."""
-        with _ssl_errors(writing=False):
+        with ssl_errors(writing=False):
             return file_transfer.splice_to(self._kernels(), pipe, count)
 
     def splice_from(self, pipe: HasFileno | int, count: int, *, more: bool = False) -> int:
         """As KTLSSocket.splice_from; Unavailable where the kernel has not taken over."""
-        with _ssl_errors(writing=True):
+        with ssl_errors(writing=True):
             return file_transfer.splice_from(self._kernels(), pipe, count, more=more)
 
     def update_keys(self, request_peer: bool = False) -> None:
         """As KTLSSocket.update_keys; Unavailable where the kernel has not taken over."""
-        with _ssl_errors(writing=True):
+        with ssl_errors(writing=True):
             self._kernels().update_keys(bool(request_peer))
 
     def _kernels(self) -> RecordLayer:
@@ -522,9 +413,9 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         """
         if self._layer is None or self._sslobj is None:  # the latter when it is closed
             return super().unwrap()
-        with _ssl_errors(writing=True):
+        with ssl_errors(writing=True):
             closing.end_sending(self._layer)
-        with _ssl_errors(writing=False):
+        with ssl_errors(writing=False):
             try:
                 closing.await_end(self._layer)
             except closing.UnreadData as e:

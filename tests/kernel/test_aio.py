@@ -563,7 +563,8 @@ def test_no_half_with_tls_1_2(loop_name, monkeypatch):
 
 def assert_cannot_follow(error):
     """What a KeyUpdate is where the kernel cannot change keys: before Linux 6.14, and FreeBSD."""
-    assert type(error) is pyktls.RecordError
+    assert isinstance(error, pyktls.RecordError)
+    assert isinstance(error, ssl.SSLError)
     assert str(error).startswith(
         "the peer changed its keys (KeyUpdate), and this kernel cannot follow: " + system.NO_REKEY
     )
@@ -726,6 +727,8 @@ def test_a_fatal_alert(ground):
         error = await lost
         assert isinstance(error, pyktls.TLSAlert)
         assert error.name == "internal_error"
+        assert isinstance(error, ssl.SSLError)
+        assert error.reason == "TLSV1_ALERT_INTERNAL_ERROR"  # as OpenSSL names it
         await stop(server)
 
     ground.run(main)

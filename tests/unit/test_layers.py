@@ -47,6 +47,7 @@ LAYERS = {
         "resumption",
         "sealing",
         "sockets",
+        "ssl_errors",
         "ssl_sockets",
         "status",
         "survey",

@@ -15,7 +15,15 @@ import tempfile
 import pytest
 
 import pyktls
-from pyktls import HandoffRefused, InvalidType, InvalidValue, Unavailable, ssl_sockets, takeover
+from pyktls import (
+    HandoffRefused,
+    InvalidType,
+    InvalidValue,
+    Unavailable,
+    ssl_errors,
+    ssl_sockets,
+    takeover,
+)
 from pyktls.engines.answers import QUESTIONS
 from pyktls.lowlevel import lib
 from support import kernel, programs, tls
@@ -359,7 +367,7 @@ def test_errors_are_ssls_as_well(writing):
         (pyktls.TruncationError("cut"), ssl.SSLEOFError, pyktls.TruncationError, ssl.SSL_ERROR_EOF),
     ]
     for error, kind, ours, number in cases:
-        with pytest.raises(kind) as caught, ssl_sockets._ssl_errors(writing=writing):
+        with pytest.raises(kind) as caught, ssl_errors.ssl_errors(writing=writing):
             raise error
         assert isinstance(caught.value, ours)
         assert caught.value.errno == number
@@ -372,11 +380,11 @@ def test_errors_are_ssls_as_well(writing):
         pyktls.HandoffRefused("no such state"),
         pyktls.Unavailable("no TLS", remedy="modprobe tls"),
     ):
-        error = ssl_sockets._as_failed_handshake(refusal)
+        error = ssl_errors.as_failed_handshake(refusal)
         again = pickle.loads(pickle.dumps(error))  # noqa: S301
         assert (type(again), str(again)) == (type(error), str(error))
         assert getattr(again, "remedy", None) == getattr(refusal, "remedy", None)
-    with pytest.raises(ssl.SSLError) as caught, ssl_sockets._ssl_errors(writing=writing):
+    with pytest.raises(ssl.SSLError) as caught, ssl_errors.ssl_errors(writing=writing):
         raise pyktls.TLSAlert(2, 48)
     assert str(caught.value).startswith("[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca: ")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import ssl as ssl_module
@@ -219,8 +220,10 @@ async def start_tls(
 ) -> asyncio.Transport:
     """As ``loop.start_tls``, with TLS in the kernel where it can be: STARTTLS and the like.
 
-    Returns the transport to go on with; ``transport``, the one of the plain connection, is used up.
-    What is in its write buffer is sent first.  ``protocol.connection_made`` is not called again.
+    Returns the transport to go on with; ``transport``, the one of the connection so far, is used
+    up.  What is in its write buffer is sent first.  ``protocol.connection_made`` is not called
+    again.  If the connection runs over TLS already, for instance to an HTTPS proxy, the new one is
+    asyncio's own TLS within it: a kernel has one layer for a socket, and ``require`` is refused.
 
     The peer must not send before it has been told to begin with TLS.  What it did send is plain
     text, from anybody, and would be read after the handshake as if it had come over TLS
@@ -239,18 +242,16 @@ async def start_tls(
     server_hostname = arguments.hostname(server_hostname)
     if not hasattr(transport, "get_extra_info"):
         raise InvalidType(f"transport must be an asyncio transport, not {type(transport).__name__}")
-    if isinstance(transport, KTLSTransport) or transport.get_extra_info("sslcontext") is not None:
-        raise InvalidType(f"transport {transport!r} is not one of a plain TCP connection")
+    within_tls = transport.get_extra_info("sslcontext") is not None
     _check_open(transport)  # if it is not, the protocol is told without our doing
     plain = transport.get_extra_info("socket")
     if plain is None:
-        raise InvalidType(f"transport {transport!r} is not one of a plain TCP connection")
+        raise InvalidType(f"transport {transport!r} is not one of a TCP connection")
     require = require or requires_kernel(sslcontext)
     reader = _reader_of(protocol)
     try:
-        if plain.family == socket.AF_UNIX and require:
-            raise HandoffRefused("the socket is not a TCP socket")  # noqa: TRY301
-        for_kernel = plain.family != socket.AF_UNIX and is_for_kernel(sslcontext, require=require)
+        for_kernel = _check_carrier(plain, within_tls=within_tls, require=require)
+        for_kernel = for_kernel and is_for_kernel(sslcontext, require=require)
         await _until_empty(transport, protocol)
         _check_nothing_is_buffered(reader)
     except BaseException as e:
@@ -259,7 +260,7 @@ async def start_tls(
     if not for_kernel:
         relay = _Relay(protocol)
         try:
-            made = await loop.start_tls(
+            made: asyncio.Transport | None = await _loops_start_tls(loop, transport)(
                 transport,
                 relay,
                 sslcontext,
@@ -268,11 +269,13 @@ async def start_tls(
                 ssl_handshake_timeout=ssl_handshake_timeout,
                 ssl_shutdown_timeout=ssl_shutdown_timeout,
             )
+            if made is None or made.get_extra_info("ssl_object") is None:
+                # Of an end that is no error the loops make a success without a handshake.
+                raise ConnectionResetError("the connection was lost in the handshake")  # noqa: TRY301
         except BaseException as e:
             transport.abort()
             relay.connection_lost(_reason(e))
             raise
-        assert made is not None  # noqa: S101  (it was no closed transport)
         made.set_protocol(protocol)
         _give_flow_control(made, reader)
         return made
@@ -293,6 +296,27 @@ async def start_tls(
     _give_flow_control(upgraded, reader)
     upgraded.start(introduce=False)
     return upgraded
+
+
+def _check_carrier(sock: Any, *, within_tls: bool, require: bool) -> bool:
+    """Whether the kernel can encrypt what goes over a connection; HandoffRefused if it must."""
+    if sock.family == socket.AF_UNIX:
+        reason = "the socket is not a TCP socket"
+    elif within_tls:
+        reason = "the connection runs over TLS already, and the kernel has one layer for a socket"
+    else:
+        return True
+    if require:
+        raise HandoffRefused(reason)
+    return False
+
+
+def _loops_start_tls(loop: Any, transport: asyncio.WriteTransport) -> Callable[..., Any]:
+    """The loop's start_tls; asyncio's on a loop that knows no transports but its own (uvloop)."""
+    if isinstance(transport, KTLSTransport) and not isinstance(loop, asyncio.BaseEventLoop):
+        return functools.partial(asyncio.BaseEventLoop.start_tls, loop)
+    method: Callable[..., Any] = loop.start_tls
+    return method
 
 
 def _check_open(transport: asyncio.WriteTransport) -> None:

@@ -100,7 +100,7 @@ async def connect_tls(
                 await _shake_hands(loop, tls)
         except TimeoutError as e:
             raise ConnectionAbortedError(
-                f"the TLS handshake was not over after {timeout} seconds"
+                f"SSL handshake is taking longer than {timeout} seconds: the connection is closed"
             ) from e
         return _switch(tls, require=require)
     except BaseException:

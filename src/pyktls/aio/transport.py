@@ -30,12 +30,13 @@ import contextlib
 import logging
 import socket
 import warnings
-from asyncio import constants, transports, trsock
+from asyncio import constants, sslproto, transports, trsock
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pyktls.errors import Error, InvalidType
 from pyktls.running_system import system
+from pyktls.ssl_errors import as_ssl_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping
@@ -92,7 +93,8 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
 
     ``get_extra_info`` knows ``socket``, ``sockname``, ``peername``, ``sslcontext``, ``peercert``,
     ``cipher``, ``compression`` and ``ssl_object`` as asyncio's own TLS does, the last an object
-    that answers what ssl.SSLObject answers about the handshake.  ``ktls`` is a ``pyktls.Status``.
+    that answers what ssl.SSLObject answers about the handshake.  ``ktls`` is a ``pyktls.Status``,
+    and None once ``start_tls`` has begun another TLS within this one.
     """
 
     __slots__ = (
@@ -134,6 +136,8 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     _maybe_resume_protocol: Callable[[], None]
 
     max_size = 256 * 1024
+    # asyncio's loop.start_tls takes it for the carrier of a TLS within.
+    _start_tls_compatible = True
 
     def __init__(
         self,
@@ -569,6 +573,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
 
     def _fatal_error(self, error: BaseException, message: str) -> None:
         # Called where the error is being handled.
+        error = _for_protocol(error)
         if isinstance(error, OSError):
             if self._loop.get_debug():
                 _log.debug("%r: %s", self, message, exc_info=True)
@@ -766,7 +771,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as e:
-            job.over.set_exception(e)
+            job.over.set_exception(_for_protocol(e))
             return
         job.offset += sent
         job.left -= sent
@@ -790,6 +795,14 @@ def leave_position(file: Any, position: int) -> None:
             file.seek(position)
 
 
+def _for_protocol(error: BaseException) -> BaseException:
+    """The error as protocols are told it: of a broken connection also an ssl.SSLError."""
+    other = as_ssl_error(error)
+    if other is not error:
+        other.__cause__ = error
+    return other
+
+
 def _address(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
@@ -798,7 +811,9 @@ def _address(ask: Callable[[], Any]) -> Any:
 
 
 def _ktls(transport: KTLSTransport) -> Any:
-    return None if transport._end is None else transport._end.status()  # noqa: SLF001
+    # asyncio's TLS that runs within this one hands the question on, and is in no kernel.
+    within = isinstance(transport._protocol, sslproto.SSLProtocol)  # noqa: SLF001
+    return None if within or transport._end is None else transport._end.status()  # noqa: SLF001
 
 
 def _socket(transport: KTLSTransport) -> Any:
