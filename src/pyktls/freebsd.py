@@ -818,6 +818,14 @@ def cipher_refusal(
     return None
 
 
+def is_tried(version: int, aead: AEAD) -> bool:
+    """Whether there is nothing to find out by a trial before a connection with this cipher."""
+    if aead.freebsd is None:
+        return True
+    now = tuple(gates().values())
+    return all((version, aead, direction, now) in _accepted for direction in Direction)
+
+
 def cipher_remedy(aead: AEAD, error: OSError) -> str:
     """What would help against a refusal of the cipher."""
     if aead.freebsd is None:

@@ -63,6 +63,9 @@ class System(Protocol):
     ) -> OSError | None:
         """The error with which this kernel refuses a cipher, None if it takes it."""
 
+    def is_tried(self, version: int, aead: AEAD, /) -> bool:
+        """Whether cipher_refusal and can_rekey know, without a trial, that it takes the cipher."""
+
     def cipher_remedy(self, aead: AEAD, error: OSError, /) -> str:
         """What would help against that error."""
 

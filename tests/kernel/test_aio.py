@@ -16,10 +16,10 @@ import pytest
 from aiohttp import web
 
 import pyktls
-from pyktls import aio, closing
+from pyktls import aio, closing, linux
 from pyktls.aio.transport import KTLSTransport
 from pyktls.lowlevel import lib
-from pyktls.protocol import ALERT, APPLICATION_DATA, FATAL, INTERNAL_ERROR
+from pyktls.protocol import ALERT, APPLICATION_DATA, FATAL, INTERNAL_ERROR, Direction
 from pyktls.running_system import system
 from support import tls
 from support.aio import (
@@ -28,13 +28,23 @@ from support.aio import (
     Ground,
     closed,
     in_thread,
+    nothing_left,
     plain_client,
     port_of,
     small_buffers,
     stop,
 )
 from support.aio_suite import *  # noqa: F403
-from support.aio_suite import MiB, Recorder, big_file, echo, pair, pattern, take_little  # noqa: F401
+from support.aio_suite import (  # noqa: F401
+    MiB,
+    Recorder,
+    big_file,
+    echo,
+    pair,
+    pattern,
+    take_little,
+    talk,
+)
 from support.kernel import Wire, kernel_can_rekey, recv_exactly, recv_to_end
 from support.systems import linux_only
 
@@ -702,6 +712,73 @@ def test_changing_keys_while_a_file_is_sent(ground_1_3, big_file, tmp_path):  # 
             await served
 
     ground_1_3.run(main)
+
+
+class Trials:
+    """Has the kernel's ciphers be unknown, and notes which thread tries them out."""
+
+    def __init__(self, monkeypatch, *, refuses=False):
+        self.threads = []
+        self.refuses = refuses
+        self.real = linux.system.try_cipher
+        monkeypatch.setattr(linux.system, "try_cipher", self)
+        monkeypatch.setattr(linux.system, "_accepted", set())
+        monkeypatch.setattr(linux.system, "_refused", {})
+        monkeypatch.setattr(linux.system, "_rekeys", {})
+
+    def __call__(self, *arguments):
+        self.threads.append(threading.get_ident())
+        if self.refuses:
+            return dict.fromkeys(Direction, OSError(errno.ENOENT, "refused for the test"))
+        return self.real(*arguments)
+
+
+@linux_only
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_new_cipher_is_tried_out_beside_the_loop(ground, monkeypatch, refuses):
+    """It makes connections, and the kernel may look for modules."""
+    ground.warm_up()
+    trials = Trials(monkeypatch, refuses=refuses)
+
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context, require=False) as server:
+            reader, writer = await ground.connect(port_of(server), client, require=False)
+            status = writer.get_extra_info("ktls")
+            assert (bool(status.tx), bool(status.rx)) == (not refuses, not refuses)
+            assert isinstance(status.refusal, pyktls.Unavailable) is refuses
+            writer.write(b"data")
+            assert await reader.readexactly(4) == b"data"
+            await closed(writer)
+
+    ground.run(main)
+    assert trials.threads
+    assert threading.get_ident() not in trials.threads
+    if not refuses:
+        seen = len(trials.threads)
+        ground.run(main)
+        assert len(trials.threads) == seen
+
+
+@linux_only
+def test_cancelling_while_a_cipher_is_tried_out(ground, monkeypatch):
+    trials = Trials(monkeypatch)
+
+    async def scenario(cut):
+        client, server_context = ground.contexts()
+        linux.system._accepted.clear()
+        async with ground.server(echo, server_context) as server:
+            async with nothing_left():
+                made = await cut(ground.connect(port_of(server), client))
+                if made is not None:
+                    await closed(made[1])
+            await talk(ground, port_of(server), client)
+        # Of handshakes that were cut off, or just over.
+        ground.was_told_of(ConnectionError, ssl.SSLError, pyktls.HandoffRefused)
+
+    places = ground.at_every_suspension(scenario)
+    assert "_try_cipher" in places
+    assert trials.threads
 
 
 def test_a_fatal_alert(ground):

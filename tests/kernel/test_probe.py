@@ -327,6 +327,29 @@ def test_install_and_probe_say_the_same(found):
                 assert error.errno == found.answer(version, aead, "rx").errno
 
 
+def test_a_refused_cipher_is_asked_again_but_not_at_once(monkeypatch):
+    """Each time it starts modprobe(8), and peers choose the cipher."""
+    asked = []
+
+    def refuse(_spare, *cipher):
+        asked.append(cipher)
+        return dict.fromkeys(linux.system._OPTION, OSError(errno.ENOENT, "no such module"))
+
+    monkeypatch.setattr(linux.system, "try_cipher", refuse)
+    monkeypatch.setattr(linux.system, "_accepted", set())
+    monkeypatch.setattr(linux.system, "_refused", {})
+    aead = AEADS[0]
+    for _ in range(3):
+        assert linux.system.cipher_refusal(TLS_1_3, aead).errno == errno.ENOENT
+    assert asked == [(TLS_1_3, aead)]
+    assert linux.system.cipher_refusal(TLS_1_2, aead).errno == errno.ENOENT  # another question
+    assert asked == [(TLS_1_3, aead), (TLS_1_2, aead)]
+    later = time.monotonic() + linux.system.ASK_AGAIN + 0.1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert linux.system.cipher_refusal(TLS_1_3, aead) is not None
+    assert len(asked) == 3
+
+
 # ---- other callers ---------------------------------------------------------------------------
 
 

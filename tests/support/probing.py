@@ -94,6 +94,7 @@ def in_fork(before: str) -> Child:
             sys.modules["pyktls.probe"]._known = None
             pyktls.linux.defects._results.clear()
             pyktls.linux.system._accepted.clear()
+            pyktls.linux.system._refused.clear()
             os.write(writing, _report(before).encode())
             status = 0
         except BaseException:  # noqa: BLE001  (it must not go on as a second pytest)

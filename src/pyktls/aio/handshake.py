@@ -13,10 +13,12 @@ import ssl
 from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import TYPE_CHECKING
 
-from pyktls.errors import HandoffRefused, InvalidType, Unavailable
+from pyktls.ciphers import find_suite_by_openssl_name
+from pyktls.errors import Error, HandoffRefused, InvalidType, Unavailable
 from pyktls.handoff import watch
 from pyktls.offloading import offload
 from pyktls.probe import kernel_has_none
+from pyktls.running_system import system
 from pyktls.ssl_sockets import SSLSocket, WatchedSocket
 from pyktls.takeover import as_far_as_possible, is_dead
 
@@ -98,6 +100,7 @@ async def connect_tls(
         try:
             async with asyncio.timeout(timeout):
                 await _shake_hands(loop, tls)
+                await _try_cipher(loop, tls)
         except TimeoutError as e:
             raise ConnectionAbortedError(
                 f"SSL handshake is taking longer than {timeout} seconds: the connection is closed"
@@ -127,6 +130,26 @@ async def _shake_hands(loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket) -> N
             await ready
         finally:
             remove(fd)
+
+
+async def _try_cipher(loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket) -> None:
+    """Have a cipher that is new to this process tried out, in a thread.
+
+    The trial makes connections and has the kernel look for modules; without this the switch would
+    make it, and the loop wait.
+    """
+    negotiated = tls.cipher()
+    suite = find_suite_by_openssl_name(negotiated[0]) if negotiated else None
+    if suite is None or system.is_tried(suite.version, suite.aead):
+        return
+
+    def ask() -> None:
+        if system.cipher_refusal(suite.version, suite.aead) is None:
+            system.can_rekey(suite.version, suite.aead)
+
+    # Whatever it is, the switch will tell; RuntimeError: the executor is shut down.
+    with contextlib.suppress(OSError, Error, RuntimeError):
+        await loop.run_in_executor(None, ask)
 
 
 def _switch(tls: ssl.SSLSocket, *, require: bool) -> tuple[End, TLSObject]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import math
+import time
 from typing import TYPE_CHECKING
 
 from pyktls._kernel import ffi, lib
@@ -41,6 +43,7 @@ __all__ = [
     "go_on_receiving",
     "install",
     "is_gone",
+    "is_tried",
     "next_sequence",
     "option_of",
     "sendfile_all",
@@ -147,9 +150,11 @@ def install(
         )
 
 
-#: What this kernel has been seen to take.  What it refused is asked again: a module may be loaded
-#: in the meantime.
+#: What this kernel has been seen to take.  What it refused is asked again, for a module may be
+#: loaded in the meantime, but not at once: it starts modprobe(8), and peers choose the cipher.
 _accepted: set[tuple[int, AEAD]] = set()
+_refused: dict[tuple[int, AEAD], tuple[float, dict[Direction, OSError | Pretended | None]]] = {}
+ASK_AGAIN = 1.0  # seconds
 
 
 def try_cipher(
@@ -203,15 +208,28 @@ def cipher_refusal(
         return OSError(errno.EOPNOTSUPP, "Linux has no such cipher")
     if (version, aead) in _accepted:
         return None
-    with Spare() as spare:
-        try:
-            said = try_cipher(spare, version, aead)
-        except (OSError, Pretended):
-            return None
+    asked, said = _refused.get((version, aead), (-math.inf, {}))
+    if time.monotonic() - asked > ASK_AGAIN:
+        with Spare() as spare:
+            try:
+                said = try_cipher(spare, version, aead)
+            except (OSError, Pretended):
+                return None
+        for error in said.values():
+            if error is not None:
+                error.__traceback__ = None  # the error is kept, what led to it is not
+                _refused[version, aead] = time.monotonic(), said
     for direction in wanted:
         if isinstance(lie := said[direction], Pretended):
             raise Unavailable(f"{lie}: it has no kernel TLS, or one before Linux 5.11") from lie
     return next((e for e in said.values() if isinstance(e, OSError)), None)
+
+
+def is_tried(version: int, aead: AEAD) -> bool:
+    """Whether there is nothing to find out by a trial before a connection with this cipher."""
+    if aead.linux is None:
+        return True
+    return (version, aead) in _accepted and (version != TLS_1_3 or aead in _rekeys)
 
 
 def cipher_remedy(aead: AEAD, error: OSError) -> str:
