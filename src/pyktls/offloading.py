@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .engines.foreign import check_modules
 from .errors import HandoffRefused, InvalidType, InvalidValue
 from .handoff import detach, tcp_socket
 from .record_layer import RecordLayer
@@ -44,6 +45,7 @@ def offload(
             raise InvalidType(f"{name} must be a bool, not {type(value).__name__}")
     if not (tx or rx):
         raise InvalidValue("neither tx nor rx is wanted: there is nothing to switch")
+    check_modules()
     tcp = tcp_socket(source)
     if tcp._io_refs:  # type: ignore[attr-defined]  # noqa: SLF001
         raise HandoffRefused(

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from . import _records, arguments, closing, file_transfer
 from .engines.answers import QUESTIONS
+from .engines.foreign import check_modules, keeps_another
 from .errors import (
     Error,
     HandoffRefused,
@@ -485,10 +486,19 @@ def wrap_context(context: ssl.SSLContext, require: bool = False) -> ssl.SSLConte
     ``wrap_bio`` (asyncio's TLS) is not concerned.
 
     Raises InvalidType for anything but an ssl.SSLContext, InvalidValue for one that has a
-    ``sslsocket_class`` of its own, and with ``require`` what ``pyktls.watch`` raises.
+    ``sslsocket_class`` of its own or hands its connections on (truststore's), Unavailable where
+    gevent or eventlet has replaced Python's sockets, and with ``require`` what ``pyktls.watch``
+    raises.
     """
     if not isinstance(context, ssl.SSLContext):
         raise InvalidType(f"an ssl.SSLContext is needed, not {type(context).__name__}")
+    check_modules()
+    if keeps_another(context):
+        kind = type(context)
+        raise InvalidValue(
+            f"the context, a {kind.__module__}.{kind.__qualname__}, has another one make its "
+            "connections, and checks them itself: sslsocket_class would not be asked for"
+        )
     present = context.sslsocket_class
     if present not in (ssl.SSLSocket, SSLSocket, _RequiredSSLSocket):
         raise InvalidValue(

@@ -1713,6 +1713,52 @@ def test_cancelling_a_servers_methods_at_every_suspension(own_ground, way):
     assert {"async with": "Server.__aexit__"}.get(way, f"Server.{way}") in places
 
 
+# ---- contexts that are not what ssl made them -------------------------------------------------
+
+
+class Checked(ssl.SSLObject):
+    """Takes no peer's certificate, whatever OpenSSL says."""
+
+    def do_handshake(self) -> None:
+        super().do_handshake()
+        raise ssl.SSLCertVerificationError("not this peer")
+
+
+class Checking(ssl.SSLContext):
+    def wrap_bio(self, incoming, outgoing, server_side=False, server_hostname=None, session=None):
+        return Checked._create(
+            incoming, outgoing, server_side=server_side, server_hostname=server_hostname,
+            session=session, context=self,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["class", "method"])
+def test_what_checks_the_peer_in_the_contexts_name_is_not_passed_by(own_ground, by):
+    """truststore's contexts are such; asyncio's own TLS asks it."""
+
+    async def main():
+        client, server_context = own_ground.contexts()
+        if by == "class":
+            client.sslobject_class = Checked
+        else:
+            client.__class__ = Checking
+        async with own_ground.server(echo, server_context) as server:
+            with pytest.raises(ssl.SSLCertVerificationError, match="not this peer"):
+                await own_ground.connect(port_of(server), client, require=False)
+            plain = await asyncio.open_connection("127.0.0.1", port_of(server))
+            with pytest.raises(pyktls.HandoffRefused, match=r"aio_suite\.Check"):
+                await aio.start_tls(
+                    plain[1].transport,
+                    plain[1].transport.get_protocol(),
+                    client,
+                    server_hostname=tls.HOST,
+                    require=True,
+                )
+        own_ground.was_told_of(ConnectionError, ssl.SSLError)  # of the server's ends
+
+    own_ground.run(main)
+
+
 # ---- TLS later on ----------------------------------------------------------------------------
 
 

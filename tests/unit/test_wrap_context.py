@@ -353,6 +353,56 @@ def test_asyncio_with_the_same_context():
     asyncio.run(asyncio.wait_for(run(), tls.TIMEOUT))
 
 
+class Within(ssl.SSLContext):
+    """As truststore's: all that counts is in another context."""
+
+    def __init__(self, protocol):
+        del protocol
+        self._ctx = ssl.create_default_context()
+
+    def wrap_socket(self, *arguments, **keywords):
+        return self._ctx.wrap_socket(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("require", [False, True])
+def test_a_context_that_hands_its_connections_on(require):
+    context = Within(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.raises(InvalidValue, match=r"a .*test_wrap_context\.Within, has another one make"):
+        pyktls.wrap_context(context, require=require)
+    assert context.sslsocket_class is context._ctx.sslsocket_class is ssl.SSLSocket
+
+
+class Own(ssl.SSLContext):
+    def wrap_socket(self, *arguments, **keywords):
+        return super().wrap_socket(*arguments, **keywords)
+
+
+def test_a_context_may_have_a_way_of_its_own_to_wrap():
+    context = Own(ssl.PROTOCOL_TLS_CLIENT)
+    assert pyktls.wrap_context(context).sslsocket_class is pyktls.SSLSocket
+
+
+def test_where_python_has_other_sockets(monkeypatch):
+    """gevent and eventlet: what they run would wait for a socket that knows nothing of them."""
+    context = ssl.create_default_context()
+    with tls.handshaken(tls.TLS_1_2) as pair:
+        monkeypatch.setattr(ssl, "SSLSocket", type("SSLSocket", (), {"__module__": "gevent.ssl"}))
+        for call in (
+            lambda: pyktls.wrap_context(context),
+            lambda: pyktls.wrap_context(context, require=True),
+            lambda: pyktls.watch(context),
+            lambda: pyktls.offload(pair.client),
+        ):
+            with pytest.raises(
+                Unavailable, match=r"^gevent has replaced Python's sockets"
+            ) as caught:
+                call()
+            assert caught.value.remedy
+        monkeypatch.undo()
+        pair.client.sendall(b"on")
+        assert pair.server.recv(2) == b"on"
+
+
 @pytest.mark.parametrize("writing", [False, True])
 def test_errors_are_ssls_as_well(writing):
     reasons = {

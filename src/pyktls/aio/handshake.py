@@ -14,6 +14,7 @@ from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import TYPE_CHECKING
 
 from pyktls.ciphers import find_suite_by_openssl_name
+from pyktls.engines.foreign import makes_its_own
 from pyktls.errors import Error, HandoffRefused, InvalidType, Unavailable
 from pyktls.handoff import watch
 from pyktls.offloading import offload
@@ -51,6 +52,11 @@ def is_for_kernel(context: ssl.SSLContext, *, require: bool) -> bool:
     """
     if not isinstance(context, ssl.SSLContext):
         raise InvalidType(f"ssl must be an ssl.SSLContext, not {type(context).__name__}")
+    maker = makes_its_own(context)
+    if maker is not None:  # which may be what checks the peer's certificate
+        if require:
+            raise HandoffRefused(f"{maker} makes the context's connections, which pyktls cannot")
+        return False
     try:
         watch(context)
     except (HandoffRefused, Unavailable):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pyktls.errors import HandoffRefused, InvalidType, InvalidValue, Unavailable
 
 from . import membio, native, portable
+from .foreign import check_modules
 from .keylog import KeyLog
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def watch(context: Any, engine: str | None = None) -> None:
     if engine == "membio":
         prepare_membio(context)
         return
+    check_modules()
     with _lock:
         # One that watches goes on, whatever would be taken for a new context.
         present = _watching.get(context)
