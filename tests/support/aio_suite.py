@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import inspect
 import io
@@ -211,6 +212,48 @@ def test_what_is_known_after_the_end(ground):
             assert known(writer) == before
             assert writer.get_extra_info("ssl_object").session is not None
             assert writer.get_extra_info("ssl_object").pending() == 0
+
+    ground.run(main)
+
+
+def test_context_variables(ground):
+    """What connection_made sets stays there: neither the caller nor the other callbacks see it."""
+    variable = contextvars.ContextVar("variable", default="none")
+
+    class Setting(Recorder):
+        def note(self, name):
+            self.calls.append(f"{name}: {variable.get()}")
+            variable.set(name)
+
+        def connection_made(self, transport):
+            self.note("made")
+            super().connection_made(transport)
+
+        def data_received(self, data):
+            self.note("data")
+            super().data_received(data)
+
+        def connection_lost(self, exc):
+            self.note("lost")
+            super().connection_lost(exc)
+
+    async def main():
+        client, server_context = ground.contexts()
+        async with ground.server(echo, server_context) as server:
+            variable.set("caller")
+            _, near = await aio.create_connection(
+                Setting, "127.0.0.1", port_of(server), ssl=client, server_hostname=tls.HOST,
+                **ground.required,
+            )  # fmt: skip
+            await near.made.wait()
+            near.transport.write(b"data")
+            await near.until(4)
+            assert variable.get() == "caller"
+            near.transport.close()
+            await near.lost
+            assert "made: caller" in near.calls
+            if ground.in_transport:  # asyncio's TLS calls it where its data comes
+                assert not any(call.endswith(": made") for call in near.calls)
 
     ground.run(main)
 

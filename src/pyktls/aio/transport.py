@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import contextvars
 import logging
 import socket
 import warnings
@@ -185,7 +186,8 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     def start(self, *, introduce: bool = True) -> None:
         """Begin to read; before that the protocol is told, unless it is here already."""
         if introduce:
-            self._protocol.connection_made(self)
+            # In a copy, as asyncio does: what it sets is not for whoever waits for the connection.
+            contextvars.copy_context().run(self._protocol.connection_made, self)
         self._made = True
         if not self._paused and not self._closing:
             self._start_reading()
