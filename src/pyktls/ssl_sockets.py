@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from . import _records, arguments, closing, file_transfer
 from .engines.answers import QUESTIONS
-from .engines.foreign import check_modules, keeps_another
+from .engines.foreign import check_modules, keeps_another, overrides
 from .errors import (
     Error,
     HandoffRefused,
@@ -486,7 +486,8 @@ def wrap_context(context: ssl.SSLContext, require: bool = False) -> ssl.SSLConte
     ``wrap_bio`` (asyncio's TLS) is not concerned.
 
     Raises InvalidType for anything but an ssl.SSLContext, InvalidValue for one that has a
-    ``sslsocket_class`` of its own or hands its connections on (truststore's), Unavailable where
+    ``sslsocket_class`` of its own or hands its connections on (truststore's), and with
+    ``require`` for one with another ``wrap_socket`` than ssl's, Unavailable where
     gevent or eventlet has replaced Python's sockets, and with ``require`` what ``pyktls.watch``
     raises.
     """
@@ -504,6 +505,11 @@ def wrap_context(context: ssl.SSLContext, require: bool = False) -> ssl.SSLConte
         raise InvalidValue(
             f"the context has a sslsocket_class of its own, {present.__name__}: derive that from "
             "pyktls.SSLSocket, and call pyktls.watch"
+        )
+    if require and overrides(context, "wrap_socket"):
+        raise InvalidValue(
+            f"{type(context).__qualname__}.wrap_socket may make other sockets than sslsocket_class "
+            "says, so that kernel TLS cannot be required of them"
         )
     try:
         watch(context)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import inspect
 import io
@@ -1775,21 +1776,38 @@ class Checking(ssl.SSLContext):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("by", ["class", "method"])
-def test_what_checks_the_peer_in_the_contexts_name_is_not_passed_by(own_ground, by):
+@functools.wraps(ssl.SSLContext.wrap_bio)
+def checking_wrap_bio(self, *arguments, **keywords):
+    return Checking.wrap_bio(self, *arguments, **keywords)
+
+
+@functools.wraps(ssl.SSLObject.do_handshake)
+def checking_handshake(_):
+    raise ssl.SSLCertVerificationError("not this peer")
+
+
+@pytest.mark.parametrize("by", ["class", "method", "patch", "instance", "handshake"])
+def test_what_checks_the_peer_in_the_contexts_name_is_not_passed_by(own_ground, monkeypatch, by):
     """truststore's contexts are such; asyncio's own TLS asks it."""
 
     async def main():
         client, server_context = own_ground.contexts()
-        if by == "class":
-            client.sslobject_class = Checked
-        else:
-            client.__class__ = Checking
         async with own_ground.server(echo, server_context) as server:
+            match by:
+                case "class":
+                    client.sslobject_class = Checked
+                case "method":
+                    client.__class__ = Checking
+                case "patch":
+                    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", checking_wrap_bio)
+                case "instance":
+                    client.wrap_bio = functools.partial(checking_wrap_bio, client)
+                case "handshake":
+                    monkeypatch.setattr(ssl.SSLObject, "do_handshake", checking_handshake)
             with pytest.raises(ssl.SSLCertVerificationError, match="not this peer"):
                 await own_ground.connect(port_of(server), client, require=False)
             plain = await asyncio.open_connection("127.0.0.1", port_of(server))
-            with pytest.raises(pyktls.HandoffRefused, match=r"aio_suite\.Check"):
+            with pytest.raises(pyktls.HandoffRefused, match=r"makes the context's connections"):
                 await aio.start_tls(
                     plain[1].transport,
                     plain[1].transport.get_protocol(),

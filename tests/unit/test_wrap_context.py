@@ -379,6 +379,9 @@ class Own(ssl.SSLContext):
 
 def test_a_context_may_have_a_way_of_its_own_to_wrap():
     context = Own(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.raises(InvalidValue, match=r"^Own\.wrap_socket may make other sockets"):
+        pyktls.wrap_context(context, require=True)
+    assert context.sslsocket_class is ssl.SSLSocket
     assert pyktls.wrap_context(context).sslsocket_class is pyktls.SSLSocket
 
 

@@ -8,11 +8,16 @@ past its ``wrap_socket`` and ``wrap_bio`` makes unchecked ones.
 
 from __future__ import annotations
 
+import _ssl
+import inspect
 import ssl
+from types import FunctionType
 
 from pyktls.errors import Unavailable
 
-__all__ = ["check_modules", "keeps_another", "makes_its_own"]
+__all__ = ["check_modules", "keeps_another", "makes_its_own", "overrides"]
+
+_FILE = ssl.create_default_context.__code__.co_filename
 
 
 def check_modules() -> None:
@@ -28,16 +33,36 @@ def check_modules() -> None:
 
 def makes_its_own(context: ssl.SSLContext) -> str | None:
     """What makes the connections of a context in the place of ssl's own; None if nothing does."""
-    for name in ("wrap_socket", "wrap_bio"):
-        module = getattr(getattr(context, name), "__module__", None)
-        if module != "ssl":
-            return f"{module}.{type(context).__qualname__}.{name}"
+    for name in ("wrap_socket", "wrap_bio", "_wrap_socket", "_wrap_bio"):
+        if overrides(context, name):
+            return _name_of(type(context), name)
     made = context.sslobject_class
+    for name in ("_create", "do_handshake"):
+        if not _is_ssls(inspect.getattr_static(made, name, None)):
+            return _name_of(made, name)
     return None if made is ssl.SSLObject else f"{made.__module__}.{made.__qualname__}"
+
+
+def overrides(context: ssl.SSLContext, name: str) -> bool:
+    """Whether a method of the context is not what ssl has for it, by a subclass or by a patch."""
+    found = inspect.getattr_static(context, name, None)
+    if name.startswith("_"):
+        return found is not inspect.getattr_static(_ssl._SSLContext, name)  # noqa: SLF001
+    return not _is_ssls(found)
 
 
 def keeps_another(context: ssl.SSLContext) -> bool:
     """Whether the connections are made by another context within: truststore's are."""
-    return makes_its_own(context) is not None and isinstance(
+    return overrides(context, "wrap_socket") and isinstance(
         getattr(context, "_ctx", None), ssl.SSLContext
     )
+
+
+def _is_ssls(method: object) -> bool:
+    # By the code itself: decorators copy names, and proxies everything that can be asked for.
+    function = method.__func__ if isinstance(method, classmethod) else method
+    return type(function) is FunctionType and function.__code__.co_filename == _FILE
+
+
+def _name_of(owner: type, name: str) -> str:
+    return f"{owner.__module__}.{owner.__qualname__}.{name}"
