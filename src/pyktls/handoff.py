@@ -242,6 +242,7 @@ def _extract(
     sslobj = ssl_object(source)
     if _engine_of_socket(source) == "portable":
         return portable.extract(source, drained=drained)
+    choice.read_key_log(source.context)
     return native.extract(sslobj, drained=drained, receiving=receiving)
 
 

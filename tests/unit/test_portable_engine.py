@@ -422,6 +422,36 @@ def test_lines_that_nobody_asked_for_are_copied_on_at_the_end(tmp_path: Path) ->
     assert "SERVER_TRAFFIC_SECRET_0" in path.read_text()
 
 
+def test_a_log_of_ones_own_that_is_switched_off_stays_off(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    client, server = tls.contexts(watch=False)
+    client.keylog_filename = str(path)
+    pyktls.watch(client, engine="portable")
+    tls.connect(client, server).close()  # whose lines nobody has asked for yet
+    client.keylog_filename = None
+    pyktls.watch(client, engine="portable")
+    before = path.read_text()
+    assert before.count("SERVER_TRAFFIC_SECRET_0") == 1
+    with tls.connect(client, server) as pair:
+        pyktls.extract(pair.client).wipe()
+    assert path.read_text() == before
+
+
+@tls.needs_native
+def test_connections_that_another_engine_watches_leave_no_secret_either(tmp_path: Path) -> None:
+    """One MemoryBIOHandshake has the context log for good, also what the native engine reads."""
+    path = tmp_path / "log"
+    client, server = tls.contexts(watch=False)
+    client.keylog_filename = str(path)
+    pyktls.watch(client, engine="membio")
+    pyktls.watch(client, engine="native")
+    for number in range(1, 4):
+        with tls.connect(client, server) as pair:
+            pyktls.extract(pair.client).wipe()
+            assert set(contents(client).partition(b"\n")[2]) == {0}
+            assert path.read_text().count("SERVER_TRAFFIC_SECRET_0") == number
+
+
 def test_a_log_of_ones_own_that_cannot_be_opened(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()

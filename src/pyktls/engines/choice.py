@@ -10,6 +10,7 @@ order, for tests and for finding faults; the ``engine`` argument of ``watch`` de
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import threading
@@ -33,6 +34,7 @@ __all__ = [
     "engines",
     "key_log_of",
     "prepare_membio",
+    "read_key_log",
     "watch",
 ]
 
@@ -123,6 +125,18 @@ def key_log_of(context: ssl.SSLContext) -> KeyLog:
     return _key_logs[context]
 
 
+def read_key_log(context: ssl.SSLContext) -> None:
+    """Take out of a context's key log, if it has one, what its connections have left there.
+
+    Those that the native engine watches do not read it, and their secrets are to stay in memory no
+    longer than those of others.
+    """
+    log = _key_logs.get(context)
+    if log is not None:
+        with contextlib.suppress(OSError):
+            log.harvest()
+
+
 def watch(context: Any, engine: str | None = None) -> None:
     """Have an engine watch ``context``; ``pyktls.watch`` has the conditions."""
     if engine is not None and not isinstance(engine, str):
@@ -140,6 +154,7 @@ def watch(context: Any, engine: str | None = None) -> None:
         prepare_membio(context)
         return
     check_modules()
+    read_key_log(context)
     with _lock:
         # One that watches goes on, whatever would be taken for a new context.
         present = _watching.get(context)

@@ -125,8 +125,13 @@ class KeyLog:
                     f"the context's keylog_filename cannot be opened to be continued ({e}): "
                     "set it to None, or to a file that can be written"
                 ) from e
-            self._stop_copying()
-            self._copy_to = copy_to
+        else:
+            copy_to = -1
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self.harvest()  # what was logged here until then
+        self._stop_copying()  # also where the log has been switched off since
+        self._copy_to = copy_to
         self._install(context)
 
     def _install(self, context: ssl.SSLContext) -> None:
