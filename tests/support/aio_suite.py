@@ -185,6 +185,37 @@ def test_what_is_known_of_the_handshake(ground):
     ground.run(main)
 
 
+def test_what_an_sni_callback_sets_is_known(ground):
+    async def main():
+        told = asyncio.get_running_loop().create_future()
+
+        async def serve(reader, writer):
+            about = writer.get_extra_info("ssl_object")
+            told.set_result((about, writer.get_extra_info("sslcontext")))
+            await echo(reader, writer)
+
+        client, server_context = ground.contexts()
+        other = ground.contexts()[1]
+
+        def chosen(tls_object, name, context):
+            assert context is server_context
+            tls_object.tenant = name
+            tls_object.context = other
+
+        server_context.sni_callback = chosen
+        if ground.carrier == KERNEL:
+            pyktls.watch(other)
+        async with ground.server(serve, server_context) as server:
+            _, writer = await ground.connect(port_of(server), client)
+            about, sslcontext = await told
+            assert about.tenant == tls.HOST
+            assert about.context is other
+            assert sslcontext is server_context
+            await closed(writer)
+
+    ground.run(main)
+
+
 def test_what_is_known_after_the_end(ground):
     """For instance to a program that writes its log then."""
 
@@ -2186,6 +2217,45 @@ def test_starttls_wants_a_context(ground):
         async with pair(ground) as (near, _):
             with pytest.raises(TypeError):
                 await aio.start_tls(near.transport, near, None)  # type: ignore[arg-type]
+
+    ground.run(main)
+
+
+class Tunnel(asyncio.Transport):
+    """Carries what it is given in a way of its own, and says over which socket."""
+
+    def __init__(self, carrier) -> None:
+        super().__init__()
+        self.carrier = carrier
+        self.written = b""
+
+    def get_extra_info(self, name, default=None):
+        return self.carrier.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self.carrier.is_closing()
+
+    def write(self, data) -> None:
+        self.written += data
+
+
+def test_starttls_takes_no_socket_from_beneath_another_transport(ground):
+    async def main():
+        client, _ = ground.contexts()
+        loop = asyncio.get_running_loop()
+        far = Recorder()
+        server = await loop.create_server(lambda: far, "127.0.0.1", 0)
+        plain, near = await loop.create_connection(Recorder, "127.0.0.1", port_of(server))
+        with pytest.raises(pyktls.InvalidType, match="made by the loop"):
+            await aio.start_tls(Tunnel(plain), near, client, server_hostname=tls.HOST)
+        plain.write(b"on")  # it is as it was
+        await far.made.wait()
+        await far.until(2)
+        assert far.data == b"on"
+        plain.close()
+        await near.lost
+        await far.lost
+        await stop(server)
 
     ground.run(main)
 

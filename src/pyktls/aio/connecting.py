@@ -245,8 +245,10 @@ async def start_tls(
     within_tls = transport.get_extra_info("sslcontext") is not None
     _check_open(transport)  # if it is not, the protocol is told without our doing
     plain = transport.get_extra_info("socket")
-    if plain is None:
-        raise InvalidType(f"transport {transport!r} is not one of a TCP connection")
+    if plain is None or not _is_a_loops(transport, loop):
+        raise InvalidType(
+            f"transport {transport!r} is not one of a TCP connection, made by the loop"
+        )
     require = require or requires_kernel(sslcontext)
     reader = _reader_of(protocol)
     try:
@@ -296,6 +298,12 @@ async def start_tls(
     _give_flow_control(upgraded, reader)
     upgraded.start(introduce=False)
     return upgraded
+
+
+def _is_a_loops(transport: asyncio.WriteTransport, loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a transport is just its socket: another one may say of which it makes use."""
+    packages = {type(one).__module__.partition(".")[0] for one in (transport, loop)}
+    return getattr(transport, "_start_tls_compatible", False) or packages == {"uvloop"}
 
 
 def _check_carrier(sock: Any, *, within_tls: bool, require: bool) -> bool:

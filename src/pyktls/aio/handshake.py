@@ -111,7 +111,7 @@ async def connect_tls(
             raise ConnectionAbortedError(
                 f"SSL handshake is taking longer than {timeout} seconds: the connection is closed"
             ) from e
-        return _switch(tls, require=require)
+        return _switch(tls, context, require=require)
     except BaseException:
         tls.close()
         raise
@@ -158,9 +158,9 @@ async def _try_cipher(loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket) -> No
         await loop.run_in_executor(None, ask)
 
 
-def _switch(tls: ssl.SSLSocket, *, require: bool) -> tuple[End, TLSObject]:
+def _switch(tls: ssl.SSLSocket, context: ssl.SSLContext, *, require: bool) -> tuple[End, TLSObject]:
     """Give the connection to the kernel, as far as it takes it."""
-    about = TLSObject(tls)
+    about = TLSObject(tls, context)
     sock, refusal = as_far_as_possible(tls, lambda rx: offload(tls, rx=rx), alone=not require)
     if sock is not None:
         about.carried_by(sock)

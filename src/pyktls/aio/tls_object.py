@@ -37,14 +37,23 @@ class _Answers:
         return self._handshake.peer_der if binary_form else self._handshake.peer
 
 
+# What ssl.SSLSocket itself has among its attributes, besides those with an underscore.
+_SSLS_OWN = frozenset({"do_handshake_on_connect", "suppress_ragged_eofs"})
+
+
 class TLSObject:
-    """Answers about a handshake, as ssl.SSLObject gives them, after its OpenSSL object is gone."""
+    """Answers about a handshake, as ssl.SSLObject gives them, after its OpenSSL object is gone.
 
-    __slots__ = ("_answers", "_session", "_sock", "_tls_unique", "context", "server_hostname",
-                 "server_side", "session_reused")  # fmt: skip
+    What a program has set on the object that its ``sni_callback`` was given is here too.
+    """
 
-    def __init__(self, tls: ssl.SSLSocket) -> None:
+    __slots__ = ("__dict__", "_answers", "_session", "_sock", "_tls_unique", "context",
+                 "first_context", "server_hostname", "server_side", "session_reused")  # fmt: skip
+
+    def __init__(self, tls: ssl.SSLSocket, first_context: ssl.SSLContext) -> None:
         self.context: ssl.SSLContext = tls.context
+        #: The one that the connection was begun with; an sni_callback may change it.
+        self.first_context = first_context
         self.server_side: bool = tls.server_side
         self.server_hostname: str | None = tls.server_hostname
         self.session_reused: bool | None = tls.session_reused
@@ -52,6 +61,9 @@ class TLSObject:
         self._session: ssl.SSLSession | None = None
         self._sock: KTLSSocket | ssl.SSLSocket = tls
         self._answers: KTLSSocket | ssl.SSLSocket | _Answers = tls
+        for name, value in vars(tls).items():
+            if not name.startswith("_") and name not in _SSLS_OWN and not hasattr(self, name):
+                setattr(self, name, value)
 
     def carried_by(self, sock: KTLSSocket) -> None:
         """The connection has left OpenSSL."""

@@ -831,5 +831,5 @@ _EXTRA: dict[str, Callable[[KTLSTransport], Any]] = {
     "socket": _socket,
     "sockname": lambda t: t._sockname,  # noqa: SLF001
     "ssl_object": lambda t: t._tls_object,  # noqa: SLF001
-    "sslcontext": lambda t: t._tls_object.context,  # noqa: SLF001
+    "sslcontext": lambda t: t._tls_object.first_context,  # noqa: SLF001
 }
