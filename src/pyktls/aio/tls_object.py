@@ -53,7 +53,7 @@ class TLSObject:
     def __init__(self, tls: ssl.SSLSocket, first_context: ssl.SSLContext) -> None:
         self.context: ssl.SSLContext = tls.context
         #: The one that the connection was begun with; an sni_callback may change it.
-        self.first_context = first_context
+        self.first_context: ssl.SSLContext = first_context
         self.server_side: bool = tls.server_side
         self.server_hostname: str | None = tls.server_hostname
         self.session_reused: bool | None = tls.session_reused
