@@ -9,7 +9,7 @@ from .connections import KTLS, LIMIT, NAMES, OTHER, SSL, WRAPPED
 from .material import KIB, MIB
 from .sending import BUFFER, RECORDS, connected, per_gib
 from .subjects import attempt
-from .tables import Table
+from .tables import TOO_LITTLE, Table
 
 if TYPE_CHECKING:
     from .material import Setting
@@ -83,6 +83,10 @@ def rates(sent: Table, received: Table) -> Table:
             if None in costs:
                 reason = sent.reason(name, column) or received.reason(name, column)
                 table.miss(name, reason, [column])
+                continue
+            both = sum(cost for cost in costs if cost is not None)
+            if both:
+                table.add(name, column, 1e9 / both)
             else:
-                table.add(name, column, 1e9 / sum(cost for cost in costs if cost is not None))
+                table.miss(name, TOO_LITTLE, [column])
     return table

@@ -7,6 +7,9 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+#: Where a clock that counts ticks has seen none.
+TOO_LITTLE = "it took too little time to be measured"
+
 
 class Missing(Exception):
     """A subject cannot be had, or cannot do this, here; the text says why."""

@@ -10,6 +10,7 @@ from .calls import MODES, SIZES
 from .connections import CLASS, KTLS, LIMIT, NAMES, PLAIN, SSL
 from .servers import AIO, ASYNCIO, FAST_KTLS
 from .serving import NAMES as SERVERS
+from .tables import TOO_LITTLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +37,8 @@ class Target:
         found = []
         for of, to in self.pairs:
             figures = [read(results, place) for place in (of, to) if place is not None]
+            if to is not None and not figures[1]:
+                raise ValueError(TOO_LITTLE)
             found.append((figures[0] / figures[1] if to is not None else figures[0], of))
         if not found:
             raise ValueError("nothing was measured")

@@ -307,7 +307,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         layer, refusal = as_far_as_possible(
             self,
             lambda rx: take_over(self, extract_checked(self, rx=rx), _SSLRecordLayer, rx=rx),
-            alone=not self.require,
+            alone=not self._is_required(),
         )
         self._refusal = refusal
         if layer is None:
@@ -320,11 +320,15 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     def _stay(self, refusal: HandoffRefused | Unavailable) -> None:
         """Stay with OpenSSL, if that is allowed."""
-        if self.require or is_dead(refusal):
+        if self._is_required() or is_dead(refusal):
             self.close()
             if self.fileno() >= 0:  # file objects of makefile() would go on with it
                 self._real_close()
             raise as_failed_handshake(refusal) from refusal
+
+    def _is_required(self) -> bool:
+        chosen = self.context.sslsocket_class  # an sni_callback may have changed the context
+        return self.require or (issubclass(chosen, SSLSocket) and chosen.require)
 
     @property
     def ktls(self) -> Status:

@@ -49,6 +49,7 @@ def test_every_subject_has_a_figure_or_a_reason(measure, tmp_path):
     results = Results.from_json(file.read_text())
     assert not results.failures
     assert results.tables
+    some = False
     for table in results.tables.values():
         assert table.whole(), table
         assert f"### {table.title}" in done.stdout
@@ -60,8 +61,11 @@ def test_every_subject_has_a_figure_or_a_reason(measure, tmp_path):
         for row in always:
             for column in table.columns:
                 assert table.value(row, column) is not None, (row, column, table.reason(row))
-                # Slab may have shrunk, by what others do.
-                assert table.value(row, column) > 0 or column.startswith("kernel"), (row, column)
+                # Slab may have shrunk, by what others do; and a clock that counts ticks may have
+                # seen none in the few rounds made here, a process have had the memory already.
+                assert table.value(row, column) >= 0 or column.startswith("kernel"), (row, column)
+                some = some or table.value(row, column) > 0
+    assert some
 
 
 def test_the_class_on_plain_tcp_is_the_hot_path():

@@ -16,7 +16,7 @@ from benchmarks import handshakes, material, plot, programs, receiving, report, 
 from benchmarks.connections import CLASS, KTLS, LIMIT, NAMES, OTHER, PLAIN, SSL
 from benchmarks.servers import AIO, ASYNCIO, FAST_KTLS
 from benchmarks.serving import NAMES as SERVERS
-from benchmarks.tables import Results, Table
+from benchmarks.tables import TOO_LITTLE, Results, Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -165,6 +165,19 @@ def test_of_several_columns_the_worst_counts_and_is_named():
     verdict = targets.verdicts(spoilt)[2]
     assert (verdict.figure, verdict.reached) == ("0.500 x", False)
     assert verdict.note == "the worst: 16 connections"
+
+
+def test_what_took_no_time_is_no_base_to_compare_with():
+    """A clock that counts ticks may see none."""
+    coarse = good()
+    coarse.tables["sending"].rows[NAMES[LIMIT]]["`sendfile`, sender"].samples = [0.0]
+    verdict = targets.verdicts(coarse)[0]
+    assert (verdict.reached, verdict.note) == (None, TOO_LITTLE)
+    sizes = [f"{size} B" for size in sending.RECORDS]
+    none = {name: [0.0] * len(sizes) for name in NAMES.values()}
+    rates = receiving.rates(table("sent", sizes, none), table("received", sizes, none))
+    assert rates.reason(NAMES[KTLS], sizes[0]) == TOO_LITTLE
+    assert rates.whole()
 
 
 def test_what_was_not_measured_is_neither_reached_nor_missed():

@@ -256,6 +256,23 @@ def test_a_context_set_by_an_sni_callback_is_watched():
         pair.exchange()
 
 
+def test_a_context_set_by_an_sni_callback_may_require_the_kernel(monkeypatch):
+    def fails(*_, **__):
+        raise OSError(12, "setsockopt(TCP_ULP): no memory")
+
+    monkeypatch.setattr(ssl_sockets, "take_over", fails)
+    client, server = tls.contexts(tls.TLS_1_2, watch=False)
+    pyktls.wrap_context(server)
+    other = pyktls.wrap_context(tls.server_context(), require=True)
+    server.sni_callback = lambda sock, *_: setattr(sock, "context", other)
+    with pytest.raises(OSError) as caught:  # EBADF: the server's socket is closed
+        tls.connect(client, server)
+    refusal = caught.value.__context__
+    assert isinstance(refusal, HandoffRefused)
+    assert isinstance(refusal, ssl.SSLError)
+    assert "the kernel refused" in str(refusal)
+
+
 def test_a_system_call_that_fails_is_a_refusal(monkeypatch):
     def fails(*_, **__):
         raise OSError(12, "setsockopt(TCP_ULP): no memory")

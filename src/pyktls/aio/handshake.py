@@ -161,6 +161,7 @@ async def _try_cipher(loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket) -> No
 def _switch(tls: ssl.SSLSocket, context: ssl.SSLContext, *, require: bool) -> tuple[End, TLSObject]:
     """Give the connection to the kernel, as far as it takes it."""
     about = TLSObject(tls, context)
+    require = require or requires_kernel(tls.context)  # which an sni_callback may have changed
     sock, refusal = as_far_as_possible(tls, lambda rx: offload(tls, rx=rx), alone=not require)
     if sock is not None:
         about.carried_by(sock)
