@@ -822,9 +822,14 @@ def test_a_factory_that_fails(own_ground):
 def test_a_protocol_that_does_not_take_the_connection(own_ground):
     """The connection is closed, and the loop is told, not in debug mode only."""
 
+    ends = []
+
     class Refusing(asyncio.Protocol):
         def connection_made(self, _):
             raise ArithmeticError("not today")
+
+        def connection_lost(self, exc):
+            ends.append(exc)
 
     async def main():
         asyncio.get_running_loop().set_debug(False)
@@ -837,6 +842,7 @@ def test_a_protocol_that_does_not_take_the_connection(own_ground):
         assert "connection_made" in told["message"]
         assert isinstance(told["exception"], ArithmeticError)
         assert isinstance(told["protocol"], Refusing)
+        assert ends == [told["exception"]]
         own_ground.unexpected.clear()
 
     own_ground.run(main)

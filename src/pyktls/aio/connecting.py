@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = [
     "STREAM_LIMIT",
     "StreamWriter",
-    "begin",
     "create_connection",
     "duplicate",
     "open_connection",
@@ -139,17 +138,8 @@ async def create_connection(
             loop, end, protocol, about, shutdown_timeout=shutdown_timeout, given=sock
         )
         after_error.pop_all()
-    begin(transport)
+    transport.start()
     return transport, protocol
-
-
-def begin(transport: KTLSTransport) -> None:
-    """Start it; where the protocol does not take it, close it."""
-    try:
-        transport.start()
-    except BaseException:
-        transport.abort()
-        raise
 
 
 async def open_connection(

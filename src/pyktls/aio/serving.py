@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pyktls.errors import InvalidType, InvalidValue
 
-from .connecting import STREAM_LIMIT, StreamWriter, begin, duplicate, timeouts
+from .connecting import STREAM_LIMIT, StreamWriter, duplicate, timeouts
 from .futures import settle
 from .handshake import connect_tls, is_for_kernel, requires_kernel
 from .transport import KTLSTransport
@@ -190,7 +190,7 @@ class Server(asyncio.AbstractServer):
             return
         protocol = transport.get_protocol()
         try:
-            begin(transport)
+            transport.start()
         except (SystemExit, KeyboardInterrupt, asyncio.CancelledError):
             raise
         except BaseException as e:

@@ -187,7 +187,12 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         """Begin to read; before that the protocol is told, unless it is here already."""
         if introduce:
             # In a copy, as asyncio does: what it sets is not for whoever waits for the connection.
-            contextvars.copy_context().run(self._protocol.connection_made, self)
+            try:
+                contextvars.copy_context().run(self._protocol.connection_made, self)
+            except BaseException as e:
+                self._made = True  # it may have begun something: it is told of the end
+                self._force_close(e)
+                raise
         self._made = True
         if not self._paused and not self._closing:
             self._start_reading()
