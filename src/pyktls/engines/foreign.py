@@ -9,7 +9,6 @@ past its ``wrap_socket`` and ``wrap_bio`` makes unchecked ones.
 from __future__ import annotations
 
 import _ssl
-import inspect
 import ssl
 from types import FunctionType
 
@@ -38,16 +37,18 @@ def makes_its_own(context: ssl.SSLContext) -> str | None:
             return _name_of(type(context), name)
     made = context.sslobject_class
     for name in ("_create", "do_handshake"):
-        if not _is_ssls(inspect.getattr_static(made, name, None)):
+        if not _is_ssls(_in_class(made, name)):
             return _name_of(made, name)
     return None if made is ssl.SSLObject else f"{made.__module__}.{made.__qualname__}"
 
 
 def overrides(context: ssl.SSLContext, name: str) -> bool:
     """Whether a method of the context is not what ssl has for it, by a subclass or by a patch."""
-    found = inspect.getattr_static(context, name, None)
+    if name in vars(context):
+        return True
+    found = _in_class(type(context), name)
     if name.startswith("_"):
-        return found is not inspect.getattr_static(_ssl._SSLContext, name)  # noqa: SLF001
+        return found is not vars(_ssl._SSLContext)[name]  # noqa: SLF001
     return not _is_ssls(found)
 
 
@@ -56,6 +57,11 @@ def keeps_another(context: ssl.SSLContext) -> bool:
     return overrides(context, "wrap_socket") and isinstance(
         getattr(context, "_ctx", None), ssl.SSLContext
     )
+
+
+def _in_class(owner: type, name: str) -> object:
+    # Not by getattr, which asks properties; inspect.getattr_static takes as long as a system call.
+    return next((vars(c)[name] for c in owner.__mro__ if name in vars(c)), None)
 
 
 def _is_ssls(method: object) -> bool:
