@@ -327,8 +327,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             raise as_failed_handshake(refusal) from refusal
 
     def _is_required(self) -> bool:
-        chosen = self.context.sslsocket_class  # an sni_callback may have changed the context
-        return self.require or (issubclass(chosen, SSLSocket) and chosen.require)
+        return self.require or requires_kernel(self.context)  # an sni_callback may have changed it
 
     @property
     def ktls(self) -> Status:
@@ -476,6 +475,11 @@ class _RequiredSSLSocket(SSLSocket):
     require = True
 
 
+def requires_kernel(context: ssl.SSLContext) -> bool:
+    """Whether ``wrap_context(context, require=True)`` was called."""
+    return issubclass(context.sslsocket_class, SSLSocket) and context.sslsocket_class.require
+
+
 # ---- wrap_context ----------------------------------------------------------------------------
 
 
@@ -490,10 +494,9 @@ def wrap_context(context: ssl.SSLContext, require: bool = False) -> ssl.SSLConte
     ``wrap_bio`` (asyncio's TLS) is not concerned.
 
     Raises InvalidType for anything but an ssl.SSLContext, InvalidValue for one that has a
-    ``sslsocket_class`` of its own or hands its connections on (truststore's), and with
-    ``require`` for one with another ``wrap_socket`` than ssl's, Unavailable where
-    gevent or eventlet has replaced Python's sockets, and with ``require`` what ``pyktls.watch``
-    raises.
+    ``sslsocket_class`` of its own or hands its connections on (truststore's), and with ``require``
+    for one with another ``wrap_socket`` than ssl's, Unavailable where gevent or eventlet has
+    replaced Python's sockets, and with ``require`` what ``pyktls.watch`` raises.
     """
     if not isinstance(context, ssl.SSLContext):
         raise InvalidType(f"an ssl.SSLContext is needed, not {type(context).__name__}")

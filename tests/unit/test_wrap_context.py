@@ -256,11 +256,18 @@ def test_a_context_set_by_an_sni_callback_is_watched():
         pair.exchange()
 
 
-def test_a_context_set_by_an_sni_callback_may_require_the_kernel(monkeypatch):
+@pytest.fixture
+def no_memory(monkeypatch):
+    """The kernel has none for the switch."""
+
     def fails(*_, **__):
         raise OSError(12, "setsockopt(TCP_ULP): no memory")
 
     monkeypatch.setattr(ssl_sockets, "take_over", fails)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_context_set_by_an_sni_callback_may_require_the_kernel():
     client, server = tls.contexts(tls.TLS_1_2, watch=False)
     pyktls.wrap_context(server)
     other = pyktls.wrap_context(tls.server_context(), require=True)
@@ -273,11 +280,8 @@ def test_a_context_set_by_an_sni_callback_may_require_the_kernel(monkeypatch):
     assert "the kernel refused" in str(refusal)
 
 
-def test_a_system_call_that_fails_is_a_refusal(monkeypatch):
-    def fails(*_, **__):
-        raise OSError(12, "setsockopt(TCP_ULP): no memory")
-
-    monkeypatch.setattr(ssl_sockets, "take_over", fails)
+@pytest.mark.usefixtures("no_memory")
+def test_a_system_call_that_fails_is_a_refusal():
     with tls.connect(*wrapped()) as pair:
         assert refused(pair.client).startswith("the kernel refused: [Errno 12] setsockopt(TCP_ULP)")
         pair.exchange()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyktls import arguments
 from pyktls.errors import HandoffRefused, InvalidType, InvalidValue
+from pyktls.ssl_sockets import requires_kernel
 
 from .futures import settle
 from .handshake import (
@@ -19,7 +20,6 @@ from .handshake import (
     SHUTDOWN_TIMEOUT,
     connect_tls,
     is_for_kernel,
-    requires_kernel,
 )
 from .transport import KTLSTransport
 

@@ -20,7 +20,7 @@ from pyktls.handoff import watch
 from pyktls.offloading import offload
 from pyktls.probe import kernel_has_none
 from pyktls.running_system import system
-from pyktls.ssl_sockets import SSLSocket, WatchedSocket
+from pyktls.ssl_sockets import WatchedSocket, requires_kernel
 from pyktls.takeover import as_far_as_possible, is_dead
 
 from .ends import KernelEnd, OpenSSLEnd
@@ -37,7 +37,6 @@ __all__ = [
     "SHUTDOWN_TIMEOUT",
     "connect_tls",
     "is_for_kernel",
-    "requires_kernel",
 ]
 
 # As asyncio's, in seconds.
@@ -171,8 +170,3 @@ def _switch(tls: ssl.SSLSocket, context: ssl.SSLContext, *, require: bool) -> tu
         raise refusal
     about.left_to(tls)
     return OpenSSLEnd(tls, refusal), about
-
-
-def requires_kernel(context: ssl.SSLContext) -> bool:
-    """Whether ``wrap_context(context, require=True)`` was called."""
-    return issubclass(context.sslsocket_class, SSLSocket) and context.sslsocket_class.require

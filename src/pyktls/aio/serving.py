@@ -11,10 +11,11 @@ from asyncio import trsock
 from typing import TYPE_CHECKING, Any, Self
 
 from pyktls.errors import InvalidType, InvalidValue
+from pyktls.ssl_sockets import requires_kernel
 
 from .connecting import STREAM_LIMIT, StreamWriter, duplicate, timeouts
 from .futures import settle
-from .handshake import connect_tls, is_for_kernel, requires_kernel
+from .handshake import connect_tls, is_for_kernel
 from .transport import KTLSTransport
 
 if TYPE_CHECKING:

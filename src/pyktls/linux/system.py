@@ -215,10 +215,11 @@ def cipher_refusal(
                 said = try_cipher(spare, version, aead)
             except (OSError, Pretended):
                 return None
-        for error in said.values():
-            if error is not None:
-                error.__traceback__ = None  # the error is kept, what led to it is not
-                _refused[version, aead] = time.monotonic(), said
+        errors = [error for error in said.values() if error is not None]
+        for error in errors:
+            error.__traceback__ = None  # the error is kept, what led to it is not
+        if errors:
+            _refused[version, aead] = time.monotonic(), said
     for direction in wanted:
         if isinstance(lie := said[direction], Pretended):
             raise Unavailable(f"{lie}: it has no kernel TLS, or one before Linux 5.11") from lie
