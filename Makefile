@@ -68,9 +68,12 @@ test-c:
 	$(PYTHON) tests/c/run.py $(ARGS)
 
 # Both parts run, whatever becomes of the first.  Elsewhere than on FreeBSD they have a fake of its
-# kernel, the unit tests in a Python without what only Linux has.  For BSD's make as well.
+# kernel, the unit tests in a Python without what only Linux has.  For BSD's make as well.  On FreeBSD
+# the environment sees the system's packages: PyPI has no compiled ones for it.
 test-freebsd:
-	[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
+	[ -x $(PY) ] || if [ "$$(uname -s)" = FreeBSD ]; then \
+		"$$(command -v $(PYTHON) || echo python3.11)" -m venv --system-site-packages $(VENV); \
+	else $(PYTHON) -m venv $(VENV); fi
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
 	like=--like-freebsd; [ "$$(uname -s)" != FreeBSD ] || like=; status=0; \
 	$(PY) -m pytest tests/freebsd $(ARGS) || status=1; \

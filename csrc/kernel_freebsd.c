@@ -62,6 +62,10 @@ static ssize_t receive(int fd, const struct iovec *iov, size_t iov_count, int fl
     if (iov_count > INT_MAX) {
         return -EMSGSIZE;
     }
+    /* The kernel would say EINVAL, as it does to a record that cannot be right. */
+    if (flags & MSG_OOB) {
+        return -EOPNOTSUPP;
+    }
     memset(&message, 0, sizeof(message));
     message.msg_iov = (struct iovec *)iov;
     message.msg_iovlen = (__typeof__(message.msg_iovlen))iov_count; /* int */
@@ -180,13 +184,19 @@ int pyktls_freebsd_sendfile(int file, int fd, int64_t offset, size_t count,
     if (header_count > INT_MAX || trailer_count > INT_MAX) {
         return -EMSGSIZE;
     }
+    /* Of trailers without a byte the kernel would make an empty record, which it then refuses. */
+    int before = !is_empty(headers, header_count);
+    int after = !is_empty(trailers, trailer_count);
     memset(&around, 0, sizeof(around));
-    around.headers = (struct iovec *)headers;
-    around.hdr_cnt = (int)header_count;
-    around.trailers = (struct iovec *)trailers;
-    around.trl_cnt = (int)trailer_count;
-    int wanted = header_count > 0 || trailer_count > 0;
-    int result = sendfile(file, fd, offset, count, wanted ? &around : NULL, &bytes, flags);
+    if (before) {
+        around.headers = (struct iovec *)headers;
+        around.hdr_cnt = (int)header_count;
+    }
+    if (after) {
+        around.trailers = (struct iovec *)trailers;
+        around.trl_cnt = (int)trailer_count;
+    }
+    int result = sendfile(file, fd, offset, count, before || after ? &around : NULL, &bytes, flags);
     int error = errno;
     *sent = bytes;
     return result < 0 ? -error : 0;

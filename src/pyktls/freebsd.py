@@ -29,7 +29,9 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import socket
+import stat
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -138,6 +140,8 @@ _VERSIONS = {_TLS_1_0: "TLS 1.0", 0x0302: "TLS 1.1", TLS_1_2: "TLS 1.2", TLS_1_3
 _ENABLE_NAMES = {TCP_TXTLS_ENABLE: "TCP_TXTLS_ENABLE", TCP_RXTLS_ENABLE: "TCP_RXTLS_ENABLE"}
 _MODE_NAMES = {TCP_TXTLS_MODE: "TCP_TXTLS_MODE", TCP_RXTLS_MODE: "TCP_RXTLS_MODE"}
 _GATE = "kern.ipc.tls.enable"
+#: Buffers of one call: UIO_MAXIOV in sys/uio.h.
+_MOST_PIECES = 1024
 
 
 def _only_on_freebsd() -> None:
@@ -332,10 +336,11 @@ def set_tls_enable(sock: HasFileno | int, direction: int, info: TLSEnable) -> No
     is already in the receive buffer included.  It can be done once for each direction.  The kernel
     does not check whether keys and sequence number have been used before.
 
-    Raises OSError: ENOTCONN (not connected, found here), EALREADY (keys are installed), EOPNOTSUPP
-    (switched off by a sysctl; in 13.0 also: cipher unknown, or no software backend loaded), ENXIO
-    (kern.ipc.mb_use_ext_pgs is off), EPROTONOSUPPORT (AES-CBC of TLS 1.0, which can only be sent),
-    EINVAL (cipher unknown), ENOPROTOOPT (kernel without KERN_TLS).
+    Raises OSError: ENOTCONN (not connected, found here), ECONNRESET (the connection was reset),
+    EALREADY (keys are installed), EOPNOTSUPP (switched off by a sysctl; in 13.0 also: cipher
+    unknown, or no software backend loaded), ENXIO (kern.ipc.mb_use_ext_pgs is off), EPROTONOSUPPORT
+    (AES-CBC of TLS 1.0, which can only be sent), EINVAL (cipher unknown), ENOPROTOOPT (kernel
+    without KERN_TLS).
     """
     if not isinstance(direction, int) or direction not in _ENABLE_NAMES:
         raise InvalidValue(
@@ -359,6 +364,8 @@ def _check_connected(fd: int, call: str) -> None:
     if lib.getpeername(fd, ffi.from_buffer(address), size) < 0:
         # EINVAL: the connection is over.
         error = errno.ENOTCONN if ffi.errno == errno.EINVAL else ffi.errno
+        if lib.pyktls_freebsd_get_mode(fd, TCP_TXTLS_MODE) == -errno.ECONNRESET:
+            error = errno.ECONNRESET
         raise syscall_error(error, call)
 
 
@@ -506,6 +513,9 @@ def sendfile(
     ``headers`` go before it and ``trailers`` after it, as records of their own.  Returns the number
     of bytes that were taken, those included, and the error that ended the call, if one did: both at
     once is normal (EAGAIN on a non-blocking socket whose buffer is full, EINTR).
+
+    sendfile(2) sends no headers where the file has nothing from ``offset`` on: then they and the
+    trailers go by sendmsg(2).
     """
     for name, number in (("offset", offset), ("count", count)):
         arguments.count(name, number)
@@ -515,6 +525,8 @@ def sendfile(
     keep: list[Any] = []
 
     def vector(pieces: Sequence[ReadableBuffer]) -> Any:
+        if len(pieces) > _MOST_PIECES:
+            pieces = [b"".join(pieces)]
         iov = ffi.new("struct iovec[]", len(pieces))
         for entry, piece in zip(iov, pieces, strict=True):
             memory = ffi.from_buffer(piece)
@@ -522,13 +534,23 @@ def sendfile(
             entry.iov_base, entry.iov_len = memory, len(memory)
         return iov
 
+    first, last = arguments.buffer_views(headers), arguments.buffer_views(trailers)
+    if first and _has_nothing(source, offset):
+        around = vector((*first, *last))
+        taken: int = lib.pyktls_send_record(fd, around, len(around), 0, lib.PYKTLS_NO_RECORD_TYPE)
+        return (taken, None) if taken >= 0 else (0, syscall_error(-taken, "sendmsg"))
     sent = ffi.new("int64_t *")
-    before = vector(arguments.buffer_views(headers))
-    after = vector(arguments.buffer_views(trailers))
+    before, after = vector(first), vector(last)
     result = lib.pyktls_freebsd_sendfile(
         source, fd, offset, count, before, len(before), after, len(after), flags, sent
     )
     return sent[0], syscall_error(-result, "sendfile") if result < 0 else None
+
+
+def _has_nothing(file: int, offset: int) -> bool:
+    """Whether a file ends at ``offset`` or before."""
+    what = os.fstat(file)
+    return stat.S_ISREG(what.st_mode) and what.st_size <= offset
 
 
 # For ``System``: it is one system call.
@@ -734,14 +756,15 @@ def install(
 ) -> None:
     """Install the keys of one direction; ``nonce`` is the 12-byte nonce base.
 
-    Raises OSError of the call, or Unavailable if the kernel accepted them and did nothing.
+    Raises OSError of the calls, or Unavailable if the kernel accepted them and did nothing.
     """
     info = _enable(version, aead, keys.key, nonce, keys.mac_key, keys.sequence)
     try:
         set_tls_enable(fd, _OPTION[direction], info)
     finally:
         info.wipe()
-    if mode_of(fd, direction) == TCP_TLS_MODE_NONE:
+    # ECONNRESET is no such denial.
+    if get_mode(fd, _MODE_OPTION[direction]) == TCP_TLS_MODE_NONE:
         raise Unavailable(
             f"the kernel accepted the {direction} keys and then denied having them: "
             "it has no kernel TLS"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from ._kernel import lib
-from .errors import RecordError
+from .errors import RecordError, TruncationError
 from .protocol import BAD_RECORD_MAC, INTERNAL_ERROR, PROTOCOL_VERSION, RECORD_OVERFLOW
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "RefusedRecord",
     "broken_record",
     "concerns_receiving",
+    "is_cut_off",
     "is_gone",
     "is_kept",
     "passes",
+    "truncation",
 ]
 
 ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
@@ -50,7 +52,7 @@ if ON_FREEBSD:
         ),
         errno.EMSGSIZE: (
             RECORD_OVERFLOW,
-            "a record is too long, too short, or was cut off by the end of the connection",
+            "a record is longer or shorter than TLS allows",
         ),
         errno.EINVAL: (
             PROTOCOL_VERSION,
@@ -63,6 +65,25 @@ def broken_record(error: OSError) -> tuple[int, RecordError]:
     """The alert, and the error for the user, of an error in BROKEN_RECORD."""
     description, reason = BROKEN_RECORD[error.errno or 0]
     return description, RecordError(f"{reason} ({error})")
+
+
+def truncation() -> TruncationError:
+    """The error of a connection that ends without close_notify."""
+    return TruncationError(
+        "the peer closed the connection without close_notify: what was received may be incomplete"
+    )
+
+
+def is_cut_off(error: OSError, fd: int) -> bool:
+    """Whether an error of a read is FreeBSD's for a connection that ends within a record.
+
+    Linux tells an end there, too.  FreeBSD has the same number for a record of a length that cannot
+    be; but then it drops the connection, which has no modes any more (sys/kern/uipc_ktls.c).
+    """
+    if not ON_FREEBSD or error.errno != errno.EMSGSIZE:
+        return False
+    mode: int = lib.pyktls_freebsd_get_mode(fd, lib.TCP_RXTLS_MODE)
+    return mode > lib.TCP_TLS_MODE_NONE
 
 
 class RefusedRecord(OSError):
@@ -84,6 +105,8 @@ def concerns_receiving(error: OSError) -> bool:
 
 
 _PASSING = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.EBADF, errno.EFAULT, errno.ENOMEM}
+if ON_FREEBSD:
+    _PASSING.add(errno.EOPNOTSUPP)  # of our own, to MSG_OOB: kernel_freebsd.c
 
 
 _GONE = {

@@ -63,9 +63,11 @@ from .record_errors import (
     RefusedRecord,
     broken_record,
     concerns_receiving,
+    is_cut_off,
     is_gone,
     is_kept,
     passes,
+    truncation,
 )
 from .record_limit import Decision, RecordBudget
 from .running_system import system
@@ -529,12 +531,7 @@ class RecordLayer(_records.Channel):
                 self._fail(
                     INTERNAL_ERROR, RecordError("the kernel gave data without a record type")
                 )
-            self._end_receiving(
-                TruncationError(
-                    "the peer closed the connection without close_notify: "
-                    "what was received may be incomplete"
-                )
-            )
+            self._end_receiving(truncation())
         fd = self.descriptor()
         # A record that did not fit comes in pieces, each at once.
         last = len(piece)
@@ -596,6 +593,12 @@ class RecordLayer(_records.Channel):
                 self.receive_error = error
                 self.straight_in = False
             raise error
+        self._broken(error)
+
+    def _broken(self, error: OSError) -> NoReturn:
+        """End the connection with what an error in BROKEN_RECORD means."""
+        if is_cut_off(error, self.descriptor()):
+            self._end_receiving(truncation(), error)
         self._fail(*broken_record(error), error)
 
     def take_error(self) -> int:
@@ -806,17 +809,18 @@ class RecordLayer(_records.Channel):
     def note_send_error(self, error: OSError) -> None:
         """Remember what an error of a send says of the connection.
 
-        Raises RecordError if it is one of receiving.
+        Raises RecordError or TruncationError if it is one of receiving.
         """
         if is_gone(error):
             self.end_sending()
         if concerns_receiving(error) and self.incoming.in_kernel:
-            self._fail(*broken_record(error), error)
+            self._broken(error)
 
     def note_broken_record(self, error: OSError) -> None:
         """Keep for the next read what was told on another occasion, and is not told again."""
         if self.receive_error is None:
-            _, self.receive_error = broken_record(error)
+            cut_off = is_cut_off(error, self.descriptor())
+            self.receive_error = truncation() if cut_off else broken_record(error)[1]
             self.straight_in = False
 
     @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import os
+import select
 import signal
 import socket
 import struct
@@ -21,7 +22,7 @@ from pyktls import _records, linux
 from pyktls import freebsd as system
 from pyktls.errors import InvalidValue, Unavailable
 from pyktls.lowlevel import ffi, lib
-from support.kernel import Background, recv_exactly
+from support.kernel import Background, recv_exactly, wait_readable
 from support.records import read_record
 
 if TYPE_CHECKING:
@@ -711,6 +712,77 @@ def test_what_goes_around_the_file_are_records_of_their_own(tcp: Tcp, file: Any)
     while len(whole) < 23:
         whole += next_record(peer, tcp[1])[1]
     assert whole == b"beforeit" + content(file, 49990, 10) + b"after"
+
+
+@pytest.mark.parametrize("trailers", [(), (b"",), (b"", b"")])
+def test_only_headers_go_with_the_file(tcp: Tcp, file: Any, trailers: tuple[bytes, ...]) -> None:
+    """Of trailers without a byte the kernel would make an empty record, and refuse it."""
+    peer = enable(tcp[0], TX)
+    sent = system.sendfile(tcp[0], file, 0, 10, headers=[b"before"], trailers=trailers)
+    assert sent == (16, None)
+    whole = b""
+    while len(whole) < 16:
+        whole += next_record(peer, tcp[1])[1]
+    assert whole == b"before" + content(file, 0, 10)
+
+
+@pytest.mark.parametrize("offset", [0, 10])
+def test_what_goes_around_a_file_that_has_ended_is_sent(
+    tcp: Tcp, tmp_path: Any, offset: int
+) -> None:
+    """sendfile(2) itself sends no headers then."""
+    peer = enable(tcp[0], TX)
+    (tmp_path / "short").write_bytes(b"0123456789"[:offset])
+    with (tmp_path / "short").open("rb") as short:
+        assert system.sendfile(tcp[0], short, offset, headers=[b"be", b"fore"]) == (6, None)
+        assert next_record(peer, tcp[1]) == (APP, b"before")
+        assert system.sendfile(tcp[0], short, offset, 5, trailers=[b"after"]) == (5, None)
+        assert next_record(peer, tcp[1]) == (APP, b"after")
+        sent = system.sendfile(tcp[0], short, offset, headers=[b"be"], trailers=[b"af"])
+        assert sent == (4, None)
+        assert next_record(peer, tcp[1]) == (APP, b"beaf")
+        assert system.sendfile(tcp[0], short, offset) == (0, None)
+        assert system.sendfile(tcp[0], short, offset, headers=[b""]) == (0, None)
+        plain_write(tcp[0], b"next")
+        assert next_record(peer, tcp[1]) == (APP, b"next")
+        tcp[0].setblocking(False)
+        while select.select([], [tcp[0]], [], 0.3)[1]:
+            with contextlib.suppress(BlockingIOError):
+                plain_write(tcp[0], bytes(16384))
+        sent, error = system.sendfile(tcp[0], short, offset, headers=[b"more"])
+        assert sent == 0
+        assert str(error) == f"[Errno {errno.EAGAIN}] sendmsg: {os.strerror(errno.EAGAIN)}"
+
+
+def test_more_pieces_around_a_file_than_a_call_takes(tcp: Tcp, file: Any) -> None:
+    peer = enable(tcp[0], TX)
+    pieces = [bytes([n % 256]) for n in range(3000)]
+    sent = system.sendfile(tcp[0], file, 0, 10, headers=pieces, trailers=pieces[:1025])
+    assert sent == (3000 + 10 + 1025, None)
+    whole = b""
+    while len(whole) < 4035:
+        whole += next_record(peer, tcp[1])[1]
+    assert whole == b"".join(pieces) + content(file, 0, 10) + b"".join(pieces[:1025])
+
+
+def test_urgent_data_cannot_be_asked_for(tcp: Tcp) -> None:
+    """The kernel says EINVAL to it, as it does to a record of another version."""
+    peer = Peer(SUITE)
+    system.set_tls_enable(tcp[0], RX, peer.info())
+    with pytest.raises(OSError, match="recvmsg: ") as caught:
+        system.recv_record(tcp[0], 100, socket.MSG_OOB)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    tcp[1].sendall(peer.seal(APP, b"data"))
+    assert system.recv_record(tcp[0], 100).data == b"data"
+
+
+@pytest.mark.parametrize("option", [TX, RX], ids=["tx", "rx"])
+def test_keys_for_a_connection_that_was_reset(tcp: Tcp, option: int) -> None:
+    tcp[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    tcp[1].close()
+    wait_readable(tcp[0])
+    with pytest.raises(ConnectionResetError, match=r"setsockopt\(IPPROTO_TCP, TCP_.XTLS_ENABLE"):
+        system.set_tls_enable(tcp[0], option, Peer(SUITE).info())
 
 
 def test_sendfile_says_how_far_it_came(tcp: Tcp, file: Any) -> None:

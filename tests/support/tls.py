@@ -147,6 +147,8 @@ def set_suite(context: ssl.SSLContext, version: ssl.TLSVersion, cipher: str) -> 
 #: larger than that a window may open too little for a segment, and nothing moves until TCP's
 #: persist timer, which doubles each time, has run.
 ORDINARY_MSS = 1400
+#: Not the fake, whose TCP is this machine's.
+REAL_FREEBSD = os.uname().sysname == "FreeBSD"
 
 
 def tcp_pair(mss: int | None = None) -> tuple[socket.socket, socket.socket]:
@@ -154,18 +156,27 @@ def tcp_pair(mss: int | None = None) -> tuple[socket.socket, socket.socket]:
 
     ``mss`` is the most that they put into a segment.
     """
+    if REAL_FREEBSD:  # whose persist timer begins at 5 seconds
+        mss = mss or ORDINARY_MSS
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.socket()
-        if mss is not None:
-            for sock in (listener, near):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
+        if not REAL_FREEBSD:
+            set_mss(mss, listener, near)
         near.settimeout(TIMEOUT)
         near.connect(listener.getsockname())
         far, _ = listener.accept()
+    if REAL_FREEBSD:  # it can only be made less, and before the connection it is 536
+        set_mss(mss, near, far)
     far.settimeout(TIMEOUT)
     for sock in (near, far):  # small records, one after the other: do not collect them
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return near, far
+
+
+def set_mss(mss: int | None, *socks: socket.socket) -> None:
+    if mss is not None:
+        for sock in socks:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
 
 
 @dataclass

@@ -46,6 +46,11 @@ class Protection:
         self.explicit = int.from_bytes(os.urandom(8), "big")
 
     @property
+    def is_chained(self) -> bool:
+        """AES-CBC of TLS 1.0, which has empty records against its predictable IVs."""
+        return self.cipher == AES_CBC and self.minor == 1
+
+    @property
     def wire_version(self) -> bytes:
         return bytes((3, min(self.minor, 3)))
 

@@ -51,6 +51,7 @@ MODE_NONE, MODE_SW, MODE_IFNET = 0, 1, 2
 ENABLE_SIZE, ENABLE_V0_SIZE = 64, 56
 ENABLE = struct.Struct("@PPPiiiiiiBB")
 TCP_CLOSE = 7
+MOST_PIECES = 1024  # UIO_MAXIOV
 AT_ONCE = 1 << 16  # what one call finds room for: send buffers of FreeBSD begin at 32 KiB
 FOREVER = 20.0  # how long a test may wait for what never comes
 MOMENT = 0.0005  # between two looks at whether something can go on
@@ -73,6 +74,10 @@ ffi.cdef("""
     extern struct fake_calls fake_calls;
     int64_t fake_recvmsg_with_room(int, void *, size_t, size_t, int *, int *);
 """)
+
+
+def pieces_of(iov: Any, count: int) -> list[bytes]:
+    return [bytes(ffi.buffer(iov[i].iov_base, iov[i].iov_len)) for i in range(count)]
 
 
 class Errno(Exception):
@@ -339,6 +344,8 @@ class Kernel:
     def recvmsg(self, fd: int, size: int, flags: int = 0) -> tuple[bytes, bytes | None, int]:
         """(data, struct tls_get_record if there was one, msg_flags); raises Errno."""
         state = self.state(fd)
+        if flags & socket.MSG_OOB:
+            raise Errno(errno.EINVAL)  # there is no urgent data
         with Real(fd) as sock:
             if state.rx is None:
                 return self.when_ready(sock, select.POLLIN, sock.recv, size, flags), None, 0
@@ -454,8 +461,9 @@ class Kernel:
 
     def transmit(self, fd: int, iov: Any, count: int, flags: int, record_type: int) -> int:
         """sendmsg(2)."""
-        data = b"".join(bytes(ffi.buffer(iov[i].iov_base, iov[i].iov_len)) for i in range(count))
-        return self.sendmsg(fd, data, flags, record_type)
+        if count > MOST_PIECES:
+            return -errno.EMSGSIZE
+        return self.sendmsg(fd, b"".join(pieces_of(iov, count)), flags, record_type)
 
     def sendmsg(self, fd: int, data: bytes, flags: int = 0, record_type: int = -1) -> int:
         """``record_type`` of -1 is no control message; raises Errno."""
@@ -469,8 +477,7 @@ class Kernel:
                 return self.when_ready(sock, select.POLLOUT, sock.send, data, flags)
             if state.wedged:
                 raise Errno(errno.EPIPE)
-            chained = state.tx.cipher == AES_CBC and state.tx.minor == 1
-            if not data and not chained:
+            if not data and not state.tx.is_chained:
                 raise Errno(errno.EINVAL)
             self.tell_error(state, sock)
             waits = self.blocking(sock.fileno(), flags)
@@ -595,20 +602,25 @@ class Kernel:
     ) -> int:
         """sendfile(2): headers, records that follow the file's pages, trailers."""
         state = self.state(fd)
+        if max(header_count, trailer_count) > MOST_PIECES:
+            return -errno.EINVAL
         end = os.fstat(file).st_size
         if count:
             end = min(end, offset + count)
-        pieces = [bytes(ffi.buffer(v.iov_base, v.iov_len)) for v in headers[0:header_count]]
+        # The headers go with the first page, and nowhere if there is none.
+        pieces = pieces_of(headers, header_count if offset < end else 0)
         position = offset
         while position < end:
             size = min(LARGEST - position % LARGEST, end - position)
             pieces.append(os.pread(file, size, position))
             position += size
-        pieces += [bytes(ffi.buffer(v.iov_base, v.iov_len)) for v in trailers[0:trailer_count]]
+        pieces = [piece for piece in pieces if piece]
+        if trailers != ffi.NULL:  # a write of its own, of nothing too
+            pieces.append(b"".join(pieces_of(trailers, trailer_count)))
         with Real(fd) as sock:
             for piece in pieces:
-                if not piece:
-                    continue
+                if state.tx and not piece and not state.tx.is_chained:
+                    return -errno.EINVAL
                 try:
                     if state.tx is None:
                         sock.sendall(piece)
