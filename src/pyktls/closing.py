@@ -108,16 +108,14 @@ def finish_in_time(layer: RecordLayer, seconds: float, call: str) -> None:
     interrupt it.
     """
     deadline = layer.deadline_in(seconds)
-    too_late = TimeoutError(
-        errno.ETIMEDOUT, f"{call}: the peer took no more data, and some was not delivered"
-    )
+    too_late = f"{call}: the peer took no more data, and some was not delivered"
     if not layer.send_lock.acquire(deadline.remaining()):
-        raise too_late
+        raise TimeoutError(errno.ETIMEDOUT, too_late)
     try:
         if layer.fd >= 0:  # else another thread has closed it meanwhile
             finish_sending(layer, deadline)
     except TimeoutError:
-        raise too_late from None
+        raise TimeoutError(errno.ETIMEDOUT, too_late) from None
     finally:
         layer.send_lock.release()
 

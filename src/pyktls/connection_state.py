@@ -318,14 +318,14 @@ def _certificate_value(value: object, depth: int = 0) -> Any:
 @contextlib.contextmanager
 def alone(layer: RecordLayer) -> Iterator[None]:
     """Keep everybody else out; HandoffRefused if somebody is in a call on the connection."""
-    busy = HandoffRefused("another call on the socket, of another thread or below, is under way")
+    busy = "another call on the socket, of another thread or below, is under way"
     with contextlib.ExitStack() as stack:
         for lock in (layer.receive_lock, layer.send_lock):
             if not lock.acquire(NO_WAIT):
-                raise busy
+                raise HandoffRefused(busy)
             stack.callback(lock.release)
             if lock.depth > 1:  # a signal handler's call within ours
-                raise busy
+                raise HandoffRefused(busy)
         yield
 
 

@@ -129,7 +129,10 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
             _records.wait_writable(layer.descriptor(), deadline)
         elif error is not None and not isinstance(error, InterruptedError):
             layer.note_send_error(error)
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # the traceback has this frame
         elif error is None and not sent:
             return  # the file has become shorter
 
@@ -266,4 +269,7 @@ def _after_empty_splice(layer: RecordLayer, error: OSError | None) -> None:
             layer.receive_failed(error)
         return
     if found and error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # the traceback has this frame

@@ -254,6 +254,7 @@ class RecordLayer(_records.Channel):
 
     def _recv_new(self, bufsize: int, flags: int, deadline: _records.Deadline) -> bytes:
         """Read new bytes from the kernel, past whatever else comes."""
+        self.descriptor()  # of a closed socket there is none, also past the end
         while not self.receive_ended:
             self.raise_again()
             fd = self.descriptor()
@@ -364,6 +365,7 @@ class RecordLayer(_records.Channel):
         """Receive into ``view``, which is not empty.  Holds the receive lock."""
         peek = bool(flags & socket.MSG_PEEK)
         wait_all = bool(flags & socket.MSG_WAITALL) and not peek
+        self.descriptor()
         done = self._take_leftover(view, peek=peek)
         if done and (peek or not wait_all):
             return done
@@ -590,9 +592,12 @@ class RecordLayer(_records.Channel):
             if kept or is_gone(error):
                 self.end_sending()
             if kept:
-                self.receive_error = error
+                self.receive_error = type(error)(*error.args)  # that has no traceback
                 self.straight_in = False
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # the traceback has this frame
         self._broken(error)
 
     def _broken(self, error: OSError) -> NoReturn:
@@ -637,12 +642,9 @@ class RecordLayer(_records.Channel):
         if error is None:
             return
         # A new object each time: a kept one would grow a traceback with every raise.
-        fresh = (
-            TLSAlert(error.level, error.description)
-            if isinstance(error, TLSAlert)
-            else type(error)(*error.args)
-        )
-        raise fresh from cause
+        if isinstance(error, TLSAlert):
+            raise TLSAlert(error.level, error.description) from cause
+        raise type(error)(*error.args) from cause
 
     def is_dead(self) -> bool:
         """Whether an error has ended both directions, so that nothing is left to be delivered."""

@@ -147,4 +147,7 @@ def ssl_errors(*, writing: bool) -> Iterator[None]:
         other = _as_sockets_error(e, writing=writing)
         if other is e:
             raise
-        raise other from e
+        try:
+            raise other from e
+        finally:
+            del other  # the traceback has this frame

@@ -45,7 +45,7 @@ from .status import Status, status
 from .takeover import as_far_as_possible, extract_checked, is_dead, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from _typeshed import ReadableBuffer
 
@@ -65,6 +65,18 @@ class _SSLRecordLayer(RecordLayer):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.most_flags = 0
+        #: A send has ended with TimeoutError: the program knows that not everything went out.
+        self.timed_out = False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn the errors of a send."""
+        try:
+            with ssl_errors(writing=True):
+                yield
+        except TimeoutError:
+            self.timed_out = True
+            raise
 
     def _reading(self, call: Callable[..., T], at_end: T, *arguments: Any) -> T:
         """Call; turn errors; of a ragged end, which ssl suppresses by default, make an end."""
@@ -99,23 +111,29 @@ class _SSLRecordLayer(RecordLayer):
         return self._reading(super()._recv_into_after_other, 0, *arguments)
 
     def receive_failed(self, error: OSError) -> NoReturn:
-        with ssl_errors(writing=False):
-            super().receive_failed(error)
+        try:
+            with ssl_errors(writing=False):
+                super().receive_failed(error)
+        finally:
+            del error  # its traceback may have this frame
         raise AssertionError("it raises")
 
     def send_failed(self, error: OSError) -> None:
-        with ssl_errors(writing=True):
-            super().send_failed(error)
-            raise error
+        try:
+            with self.writing():
+                super().send_failed(error)
+                raise error
+        finally:
+            del error
 
     def send_slowly(self, data: ReadableBuffer, flags: Any) -> int:
         self._no_flags(flags, "send")
-        with ssl_errors(writing=True):
+        with self.writing():
             return super().send_slowly(data, flags)
 
     def sendall_slowly(self, data: ReadableBuffer, flags: Any) -> None:
         self._no_flags(flags, "sendall")
-        with ssl_errors(writing=True):
+        with self.writing():
             super().sendall_slowly(data, flags)
 
 
@@ -283,7 +301,7 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
     require = False
     close_timeout: float = 30.0
 
-    _layer: RecordLayer | None = None
+    _layer: _SSLRecordLayer | None = None
     _refusal: Exception | None = None
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
@@ -370,10 +388,17 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         headers: Sequence[ReadableBuffer] = (),
         trailers: Sequence[ReadableBuffer] = (),
     ) -> int:
-        """Send a file, as KTLSSocket.sendfile; by OpenSSL where the kernel has not taken over."""
+        """Send a file, as KTLSSocket.sendfile; by OpenSSL where the kernel has not taken over.
+
+        With an ``offset`` of 0 it begins where the file is, as ssl.SSLSocket.sendfile does, and not
+        as that of other sockets.
+        """
         if self._layer is not None:
             use_send: Callable[..., int] = self._sendfile_use_send  # type: ignore[attr-defined]
-            with ssl_errors(writing=True):
+            if offset == 0:
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    offset = file.tell()
+            with self._layer.writing():
                 return file_transfer.sendfile(
                     self._layer, file, offset, count, headers, trailers, use_send
                 )
@@ -452,6 +477,11 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
             return
         try:
             closing.close(layer, self.gettimeout() or self.close_timeout)
+        except TimeoutError:
+            # Nothing new to a program that cleans up after a send that timed out: that error is
+            # the one it should see.
+            if not layer.timed_out:
+                raise
         finally:
             layer.fd = -1
             self._sslobj = None

@@ -364,14 +364,7 @@ def clog(sock: socket.socket, wire: kernel.Wire) -> int:
     """Send until nothing more is taken, to a peer that does not read; returns how much was."""
     wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
-    sock.setblocking(False)
-    sent = 0
-    # FreeBSD encrypts and moves on in threads of its own: until nothing moves any more.
-    while select.select([], [sock], [], 0.3)[1]:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                sent += sock.send(bytes(16384))
-    return sent
+    return kernel.clog(sock)
 
 
 # ---- how long it may take --------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ssl
 import contextlib
+import errno
 import gc
 import os
 import socket
@@ -458,6 +459,68 @@ def test_a_file_with_what_goes_around_it(version, rx):
         with pytest.raises(ValueError, match="non-zero flags not allowed in calls to sendall"):
             sock.sendall(b"", socket.MSG_DONTWAIT)
         both_ways(sock, peer)
+
+
+@pytest.mark.parametrize("buffering", [0, -1], ids=["raw", "buffered"])
+@receiving_or_not
+def test_a_file_from_where_it_is(rx, buffering):
+    """As ssl.SSLSocket does it, and other sockets do not: ours has to be alike, on or off."""
+    with (
+        switched(rx=rx) as (sock, peer),
+        tempfile.TemporaryFile(buffering=buffering) as file,
+    ):
+        file.write(b"0123456789")
+        for sender, receiver in ((sock, peer), (peer, sock)):
+            file.seek(0)
+            assert file.read(7) == b"0123456"
+            assert sender.sendfile(file) == 3
+            assert recv_exactly(receiver, 3) == b"789"
+            if sender is sock:  # ssl says 3
+                assert file.tell() == 10
+            file.seek(10)
+            assert sender.sendfile(file) == 0
+            assert sender.sendfile(file, 4) == 6
+            assert recv_exactly(receiver, 6) == b"456789"
+            file.seek(2)
+            assert sender.sendfile(file, 0, 3) == 3
+            assert recv_exactly(receiver, 3) == b"234"
+        both_ways(sock, peer)
+
+
+def test_closing_after_a_send_that_timed_out_has_nothing_to_add():
+    """A program that cleans up sees its own error, and not that of close() in its place."""
+    with switched() as (sock, _):
+        sock.settimeout(0.2)
+        with pytest.raises(TimeoutError, match=WRITE_TIMED_OUT):
+            sock.sendall(bytes(1 << 26))
+        sock.close()
+        assert sock.fileno() == -1
+    with switched() as (sock, _), tempfile.TemporaryFile() as file:
+        file.truncate(1 << 26)
+        sock.settimeout(0.2)
+        with pytest.raises(TimeoutError, match=WRITE_TIMED_OUT):
+            sock.sendfile(file)
+        sock.close()
+        assert sock.fileno() == -1
+    with switched() as (sock, _):  # one that was told nothing is told by close
+        kernel.clog(sock)
+        sock.close_timeout = 0.2
+        with pytest.raises(TimeoutError, match="close: the peer took no more data"):
+            sock.close()
+        assert sock.fileno() == -1
+
+
+def test_a_closed_socket_has_no_end():
+    with switched() as (sock, peer):
+        with Background(sock.recv, 1) as received:
+            kernel.close_quietly(peer)
+            assert received.result() == b""
+        assert sock.recv(1) == b""
+        sock.close()
+        for call in (sock.recv, lambda n: sock.recv_into(bytearray(n))):
+            with pytest.raises(OSError, match="Bad file descriptor") as caught:
+                call(1)
+            assert caught.value.errno == errno.EBADF
 
 
 # ---- OpenSSL and the descriptor ----------------------------------------------------------------

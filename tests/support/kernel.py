@@ -480,6 +480,20 @@ def fill(sock: socket.socket, chunk: int) -> bytes:
     return data[:sent]
 
 
+def clog(sock: socket.socket) -> int:
+    """Send without waiting until nothing moves any more; returns the number of bytes taken.
+
+    FreeBSD encrypts and sends in threads of its own, and soon has room again.
+    """
+    sock.setblocking(False)
+    sent = 0
+    while select.select([], [sock], [], 0.3)[1]:
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
+            while True:
+                sent += sock.send(bytes(16384))
+    return sent
+
+
 def echo(sock: socket.socket) -> int:
     """Send back what comes until the peer ends the stream; returns the number of bytes."""
     count = 0

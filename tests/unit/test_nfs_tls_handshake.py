@@ -948,7 +948,7 @@ def test_the_requests_keyring_is_given_back_whatever_happens(authority, monkeypa
 # ---- systemd -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("abstract", [False, True])
+@pytest.mark.parametrize("abstract", [False, pytest.param(True, marks=linux_only)])
 def test_systemd_is_told(tmp_path, monkeypatch, abstract):
     name = f"@nfs-tls-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

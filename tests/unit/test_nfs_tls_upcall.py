@@ -44,8 +44,12 @@ DONE = bytes.fromhex(
     "0800 0300 44000000"
 )
 
-# NLMSG_ERROR of request 1, -EAGAIN.
-TRY_AGAIN = bytes.fromhex("24000000 0200 0000 01000000 00000000 f5ffffff") + bytes(16)
+# NLMSG_ERROR of request 1, -EAGAIN: -11 on Linux.
+TRY_AGAIN = (
+    bytes.fromhex("24000000 0200 0000 01000000 00000000")
+    + struct.pack("<i", -errno.EAGAIN)
+    + bytes(16)
+)
 ACKNOWLEDGED = bytes.fromhex("24000000 0200 0001 01000000 00000000 00000000") + bytes(16)
 BUSY = bytes.fromhex("24000000 0200 0000 01000000 00000000 f0ffffff") + bytes(16)
 
