@@ -89,7 +89,8 @@ def children_of(parent: int) -> list[int]:
     with contextlib.suppress(FileNotFoundError):
         path = pathlib.Path(f"/proc/{parent}/task/{parent}/children")
         return [int(pid) for pid in path.read_text().split()]
-    with subprocess.Popen(["ps", "-axo", "pid=,ppid="], stdout=subprocess.PIPE, text=True) as ps:
+    command = ["ps", "-ax", "-o", "pid=", "-o", "ppid="]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ps:
         rows = [map(int, line.split()) for line in ps.communicate()[0].splitlines()]
     return [pid for pid, its_parent in rows if its_parent == parent and pid != ps.pid]
 

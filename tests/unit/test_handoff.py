@@ -665,6 +665,7 @@ def memory_in_use() -> int:
     if hasattr(libc, "mallctl"):  # FreeBSD: jemalloc(3), which counts anew when told so
         epoch, used = ctypes.c_uint64(1), ctypes.c_size_t()
         size = ctypes.c_size_t(ctypes.sizeof(used))
+        libc.mallctl(b"thread.tcache.flush", None, None, None, ctypes.c_size_t(0))
         libc.mallctl(b"epoch", None, None, ctypes.byref(epoch), ctypes.c_size_t(8))
         libc.mallctl(
             b"stats.allocated", ctypes.byref(used), ctypes.byref(size), None, ctypes.c_size_t(0)
