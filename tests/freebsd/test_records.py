@@ -23,9 +23,6 @@ LEFT_OUT = {
     "FreeBSD gives the error of a record to the next send: test_connection.py": [
         r"test_data_sent_before_the_error_is_not_taken_back",
     ],
-    "FreeBSD tells of an end within a record: test_connection.py": [
-        r"test_an_end_without_close_notify_is_truncation_and_stays\[(3|5|20)-.*",
-    ],
 }
 
 

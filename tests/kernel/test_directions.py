@@ -858,6 +858,7 @@ def test_wrap_context_has_the_kernel_send_where_it_cannot_receive(role, version)
         data = pattern(100_000)
         with tempfile.TemporaryFile() as file, Background(recv_exactly, peer, len(data)) as got:
             file.write(data)
+            file.seek(0)
             assert sock.sendfile(file) == len(data)
         assert got.result() == data
         peer.sendall(b"0123456789")

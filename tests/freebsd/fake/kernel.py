@@ -727,7 +727,7 @@ class Kernel:
             made = Apart(self, call, args)
             self._made = made  # and nothing of a signal's comes between this and the next line
             start_new_thread(made.run, ())
-            made.over.wait()
+            made.wait()
             self._made = made.within
             return made.result
 
@@ -741,9 +741,9 @@ class Kernel:
         result = -errno.EINTR
         if made is not None:
             made.stop.set()
-            while not made.over.is_set():
+            while not made.over:
                 try:
-                    made.over.wait()
+                    made.wait()
                 except BaseException as e:  # noqa: BLE001  (the last one counts)
                     error = e
             self._made, result = made.within, made.result
@@ -769,13 +769,19 @@ class Kernel:
 
 
 class Apart:
-    """A call that another thread makes for the main one."""
+    """A call that another thread makes for the main one.
+
+    It is waited for by one call, of a lock: what a handler raises comes out of that, and leaves
+    nothing half done.
+    """
 
     def __init__(self, kernel: Kernel, call: Callable[..., int], args: tuple[Any, ...]) -> None:
         self.kernel, self.call, self.args = kernel, call, args
         self.within = kernel._made
         self.stop = threading.Event()
-        self.over = threading.Event()
+        self.over = False
+        self.running = threading.Lock()
+        self.running.acquire()
         self.result = -errno.EFAULT
 
     def run(self) -> None:
@@ -783,7 +789,12 @@ class Apart:
         try:
             self.result = self.kernel._called(self.call, self.args)
         finally:
-            self.over.set()
+            self.over = True
+            self.running.release()
+
+    def wait(self) -> None:
+        while not self.over:
+            self.running.acquire()
 
 
 def signals_may_come() -> bool:
