@@ -184,19 +184,16 @@ int pyktls_freebsd_sendfile(int file, int fd, int64_t offset, size_t count,
     if (header_count > INT_MAX || trailer_count > INT_MAX) {
         return -EMSGSIZE;
     }
-    /* Of trailers without a byte the kernel would make an empty record, which it then refuses. */
-    int before = !is_empty(headers, header_count);
-    int after = !is_empty(trailers, trailer_count);
     memset(&around, 0, sizeof(around));
-    if (before) {
-        around.headers = (struct iovec *)headers;
-        around.hdr_cnt = (int)header_count;
-    }
-    if (after) {
+    around.headers = (struct iovec *)headers;
+    around.hdr_cnt = (int)header_count;
+    /* Of trailers without a byte the kernel would make an empty record, which it then refuses. */
+    if (!is_empty(trailers, trailer_count)) {
         around.trailers = (struct iovec *)trailers;
         around.trl_cnt = (int)trailer_count;
     }
-    int result = sendfile(file, fd, offset, count, before || after ? &around : NULL, &bytes, flags);
+    int wanted = header_count > 0 || around.trailers != NULL;
+    int result = sendfile(file, fd, offset, count, wanted ? &around : NULL, &bytes, flags);
     int error = errno;
     *sent = bytes;
     return result < 0 ? -error : 0;

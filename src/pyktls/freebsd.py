@@ -41,7 +41,7 @@ from ._kernel import ffi, lib
 from .ciphers import AEAD, AEADS, NONCE_LENGTH, TLS_1_2, TLS_1_3
 from .errors import HandoffRefused, InvalidType, InvalidValue, Unavailable, syscall_error
 from .protocol import Direction
-from .socket_calls import descriptor, loopback_pair
+from .socket_calls import MOST_BUFFERS, descriptor, loopback_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,8 +140,6 @@ _VERSIONS = {_TLS_1_0: "TLS 1.0", 0x0302: "TLS 1.1", TLS_1_2: "TLS 1.2", TLS_1_3
 _ENABLE_NAMES = {TCP_TXTLS_ENABLE: "TCP_TXTLS_ENABLE", TCP_RXTLS_ENABLE: "TCP_RXTLS_ENABLE"}
 _MODE_NAMES = {TCP_TXTLS_MODE: "TCP_TXTLS_MODE", TCP_RXTLS_MODE: "TCP_RXTLS_MODE"}
 _GATE = "kern.ipc.tls.enable"
-#: Buffers of one call: UIO_MAXIOV in sys/uio.h.
-_MOST_PIECES = 1024
 
 
 def _only_on_freebsd() -> None:
@@ -525,7 +523,7 @@ def sendfile(
     keep: list[Any] = []
 
     def vector(pieces: Sequence[ReadableBuffer]) -> Any:
-        if len(pieces) > _MOST_PIECES:
+        if len(pieces) > MOST_BUFFERS:
             pieces = [b"".join(pieces)]
         iov = ffi.new("struct iovec[]", len(pieces))
         for entry, piece in zip(iov, pieces, strict=True):
@@ -549,7 +547,10 @@ def sendfile(
 
 def _has_nothing(file: int, offset: int) -> bool:
     """Whether a file ends at ``offset`` or before."""
-    what = os.fstat(file)
+    try:
+        what = os.fstat(file)
+    except OSError:
+        return False  # sendfile itself will tell
     return stat.S_ISREG(what.st_mode) and what.st_size <= offset
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "RefusedRecord",
     "broken_record",
     "concerns_receiving",
-    "is_cut_off",
     "is_gone",
     "is_kept",
     "passes",
@@ -61,8 +60,13 @@ if ON_FREEBSD:
     }
 
 
-def broken_record(error: OSError) -> tuple[int, RecordError]:
-    """The alert, and the error for the user, of an error in BROKEN_RECORD."""
+def broken_record(error: OSError, fd: int) -> tuple[int | None, RecordError | TruncationError]:
+    """The alert, and the error for the user, of an error in BROKEN_RECORD.
+
+    No alert is for a connection that has ended within a record.
+    """
+    if _is_cut_off(error, fd):
+        return None, truncation()
     description, reason = BROKEN_RECORD[error.errno or 0]
     return description, RecordError(f"{reason} ({error})")
 
@@ -74,7 +78,7 @@ def truncation() -> TruncationError:
     )
 
 
-def is_cut_off(error: OSError, fd: int) -> bool:
+def _is_cut_off(error: OSError, fd: int) -> bool:
     """Whether an error of a read is FreeBSD's for a connection that ends within a record.
 
     Linux tells an end there, too.  FreeBSD has the same number for a record of a length that cannot

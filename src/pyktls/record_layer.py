@@ -63,7 +63,6 @@ from .record_errors import (
     RefusedRecord,
     broken_record,
     concerns_receiving,
-    is_cut_off,
     is_gone,
     is_kept,
     passes,
@@ -100,6 +99,13 @@ _KERNEL_OUTGOING = KernelOutgoing()
 
 # Two processes that went on from the same secret would use the same keys from record 0 on.
 _FORKED = "after a fork only the process that made the socket changes keys"
+
+
+def _anew(error: Error | OSError) -> Error | OSError:
+    """The same error without a traceback, which keeps frames, and grows with every raise."""
+    if isinstance(error, TLSAlert):
+        return TLSAlert(error.level, error.description)
+    return type(error)(*error.args)
 
 
 class RecordLayer(_records.Channel):
@@ -451,8 +457,7 @@ class RecordLayer(_records.Channel):
         with contextlib.suppress(Error, OSError):
             self.receive_failed(error)
         if self.receive_error is None and not passes(error):
-            self.receive_error = error
-            self.straight_in = False
+            self._keep(error)
 
     def take_in_one(self) -> bool:
         """Deal with the next record, of no data; whether there may be another one.
@@ -592,8 +597,7 @@ class RecordLayer(_records.Channel):
             if kept or is_gone(error):
                 self.end_sending()
             if kept:
-                self.receive_error = type(error)(*error.args)  # that has no traceback
-                self.straight_in = False
+                self._keep(error)
             try:
                 raise error
             finally:
@@ -602,9 +606,10 @@ class RecordLayer(_records.Channel):
 
     def _broken(self, error: OSError) -> NoReturn:
         """End the connection with what an error in BROKEN_RECORD means."""
-        if is_cut_off(error, self.descriptor()):
-            self._end_receiving(truncation(), error)
-        self._fail(*broken_record(error), error)
+        description, meaning = broken_record(error, self.fd)
+        if description is None:
+            self._end_receiving(meaning, error)
+        self._fail(description, meaning, error)
 
     def take_error(self) -> int:
         """Read SO_ERROR, which clears it."""
@@ -631,20 +636,19 @@ class RecordLayer(_records.Channel):
         self._end_receiving(error, cause)
 
     def _end_receiving(self, error: Error, cause: BaseException | None = None) -> NoReturn:
-        self.receive_error = error
-        self.straight_in = False
+        self._keep(error)
         self.raise_again(cause)
         raise AssertionError("it has just been set")
 
+    def _keep(self, error: Error | OSError) -> None:
+        """Have each read from now on raise it."""
+        self.receive_error = _anew(error)
+        self.straight_in = False
+
     def raise_again(self, cause: BaseException | None = None) -> None:
         """Raise the error that has ended receiving, if one has."""
-        error = self.receive_error
-        if error is None:
-            return
-        # A new object each time: a kept one would grow a traceback with every raise.
-        if isinstance(error, TLSAlert):
-            raise TLSAlert(error.level, error.description) from cause
-        raise type(error)(*error.args) from cause
+        if self.receive_error is not None:
+            raise _anew(self.receive_error) from cause
 
     def is_dead(self) -> bool:
         """Whether an error has ended both directions, so that nothing is left to be delivered."""
@@ -821,9 +825,7 @@ class RecordLayer(_records.Channel):
     def note_broken_record(self, error: OSError) -> None:
         """Keep for the next read what was told on another occasion, and is not told again."""
         if self.receive_error is None:
-            cut_off = is_cut_off(error, self.descriptor())
-            self.receive_error = truncation() if cut_off else broken_record(error)[1]
-            self.straight_in = False
+            self._keep(broken_record(error, self.fd)[1])
 
     @contextlib.contextmanager
     def _sending_data(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOCKED",
+    "MOST_BUFFERS",
     "HasFileno",
     "System",
     "descriptor",
@@ -32,6 +33,8 @@ __all__ = [
 BLOCKED = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOSYS, getattr(errno, "ECAPMODE", errno.EPERM)}
 )
+#: The most buffers that one call takes (IOV_MAX), on both systems.
+MOST_BUFFERS = 1024
 
 
 class HasFileno(Protocol):

@@ -65,6 +65,14 @@ def next_record(peer: Peer, sock: socket.socket) -> tuple[int, bytes]:
     return peer.open(read_record(functools.partial(recv_exactly, sock)))
 
 
+def next_data(peer: Peer, sock: socket.socket, size: int) -> bytes:
+    """So many bytes, of as many records as that is."""
+    whole = b""
+    while len(whole) < size:
+        whole += next_record(peer, sock)[1]
+    return whole
+
+
 def plain_write(sock: socket.socket, data: bytes, flags: int = 0) -> int:
     deadline = _records.Deadline(None)
     return _records.send(sock.fileno(), data, flags, _records.NO_RECORD_TYPE, deadline)
@@ -708,9 +716,7 @@ def test_what_goes_around_the_file_are_records_of_their_own(tcp: Tcp, file: Any)
         tcp[0], file, 49990, 0, headers=[b"before", b"it"], trailers=[bytearray(b"after")]
     )
     assert sent == (23, None)
-    whole = b""
-    while len(whole) < 23:
-        whole += next_record(peer, tcp[1])[1]
+    whole = next_data(peer, tcp[1], 23)
     assert whole == b"beforeit" + content(file, 49990, 10) + b"after"
 
 
@@ -720,9 +726,7 @@ def test_only_headers_go_with_the_file(tcp: Tcp, file: Any, trailers: tuple[byte
     peer = enable(tcp[0], TX)
     sent = system.sendfile(tcp[0], file, 0, 10, headers=[b"before"], trailers=trailers)
     assert sent == (16, None)
-    whole = b""
-    while len(whole) < 16:
-        whole += next_record(peer, tcp[1])[1]
+    whole = next_data(peer, tcp[1], 16)
     assert whole == b"before" + content(file, 0, 10)
 
 
@@ -759,9 +763,7 @@ def test_more_pieces_around_a_file_than_a_call_takes(tcp: Tcp, file: Any) -> Non
     pieces = [bytes([n % 256]) for n in range(3000)]
     sent = system.sendfile(tcp[0], file, 0, 10, headers=pieces, trailers=pieces[:1025])
     assert sent == (3000 + 10 + 1025, None)
-    whole = b""
-    while len(whole) < 4035:
-        whole += next_record(peer, tcp[1])[1]
+    whole = next_data(peer, tcp[1], 4035)
     assert whole == b"".join(pieces) + content(file, 0, 10) + b"".join(pieces[:1025])
 
 
@@ -776,13 +778,22 @@ def test_urgent_data_cannot_be_asked_for(tcp: Tcp) -> None:
     assert system.recv_record(tcp[0], 100).data == b"data"
 
 
-@pytest.mark.parametrize("option", [TX, RX], ids=["tx", "rx"])
+@both
 def test_keys_for_a_connection_that_was_reset(tcp: Tcp, option: int) -> None:
     tcp[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     tcp[1].close()
     wait_readable(tcp[0])
-    with pytest.raises(ConnectionResetError, match=r"setsockopt\(IPPROTO_TCP, TCP_.XTLS_ENABLE"):
-        system.set_tls_enable(tcp[0], option, Peer(SUITE).info())
+    assert refusal(tcp[0], option) == errno.ECONNRESET
+
+
+@pytest.mark.parametrize("headers", [(), (b"before",)])
+def test_a_file_that_is_none(tcp: Tcp, file: Any, headers: tuple[bytes, ...]) -> None:
+    enable(tcp[0], TX)
+    number = os.dup(file.fileno())
+    os.close(number)
+    sent, error = system.sendfile(tcp[0], number, headers=headers)
+    assert sent == 0
+    assert str(error) == f"[Errno {errno.EBADF}] sendfile: {os.strerror(errno.EBADF)}"
 
 
 def test_sendfile_says_how_far_it_came(tcp: Tcp, file: Any) -> None:

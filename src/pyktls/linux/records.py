@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
     from pyktls.socket_calls import HasFileno
 
-__all__ = ["MOST_BUFFERS", "Record", "flush", "recv_record", "recv_record_into", "send_record"]
-
-#: The most buffers that one call takes (IOV_MAX).
-MOST_BUFFERS = 1024
+__all__ = ["Record", "flush", "recv_record", "recv_record_into", "send_record"]
 
 
 @dataclass(frozen=True, slots=True)

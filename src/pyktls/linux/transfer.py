@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from pyktls import _records, arguments
 from pyktls.errors import Unavailable, syscall_error
-from pyktls.socket_calls import descriptor, getsockopt, setsockopt
+from pyktls.socket_calls import MOST_BUFFERS, descriptor, getsockopt, setsockopt
 
 from . import defects
 from .calls import only_on_linux
-from .records import MOST_BUFFERS, flush
+from .records import flush
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
