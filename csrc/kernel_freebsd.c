@@ -185,14 +185,16 @@ int pyktls_freebsd_sendfile(int file, int fd, int64_t offset, size_t count,
         return -EMSGSIZE;
     }
     memset(&around, 0, sizeof(around));
-    around.headers = (struct iovec *)headers;
-    around.hdr_cnt = (int)header_count;
+    if (header_count > 0) {
+        around.headers = (struct iovec *)headers;
+        around.hdr_cnt = (int)header_count;
+    }
     /* Of trailers without a byte the kernel would make an empty record, which it then refuses. */
     if (!is_empty(trailers, trailer_count)) {
         around.trailers = (struct iovec *)trailers;
         around.trl_cnt = (int)trailer_count;
     }
-    int wanted = header_count > 0 || around.trailers != NULL;
+    int wanted = around.headers != NULL || around.trailers != NULL;
     int result = sendfile(file, fd, offset, count, wanted ? &around : NULL, &bytes, flags);
     int error = errno;
     *sent = bytes;

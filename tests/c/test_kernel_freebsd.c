@@ -447,9 +447,25 @@ static void sendfile_with_more_around_it(void) {
             CHECK_INT(file_script.has_around, headers + trailers > 0);
             CHECK_INT(file_script.header_count, headers);
             CHECK_INT(file_script.trailer_count, trailers);
-            CHECK(!file_script.has_around || file_script.headers == before);
-            CHECK(!file_script.has_around || file_script.trailers == after);
+            CHECK(file_script.headers == (headers > 0 ? before : NULL));
+            CHECK(file_script.trailers == (trailers > 0 ? after : NULL));
         }
+    }
+}
+
+static void sendfile_leaves_out_trailers_without_a_byte(void) {
+    char text[] = "text";
+    const struct iovec empty[] = {{text, 0}, {NULL, 0}};
+    for (size_t headers = 0; headers <= 2; headers++) {
+        int64_t sent = -1;
+        boot_files(9, 0);
+        CHECK_INT(pyktls_freebsd_sendfile(3, 4, 0, 0, empty, headers, empty, 2, 0, &sent), 0);
+        CHECK_INT(sent, 9);
+        CHECK_INT(file_script.has_around, headers > 0);
+        CHECK(file_script.headers == (headers > 0 ? empty : NULL));
+        CHECK_INT(file_script.header_count, headers);
+        CHECK(file_script.trailers == NULL);
+        CHECK_INT(file_script.trailer_count, 0);
     }
 }
 
@@ -532,6 +548,7 @@ static const struct test tests[] = {
     TEST(send_gives_every_errno),
     TEST(sendfile_alone),
     TEST(sendfile_with_more_around_it),
+    TEST(sendfile_leaves_out_trailers_without_a_byte),
     TEST(sendfile_gives_every_errno_and_what_was_sent),
     TEST(sendfile_refuses_more_than_an_int),
     TEST(sysctl),
