@@ -34,6 +34,7 @@ record, message       TLS 1.3                         TLS 1.2                   
 ====================  ==============================  ==============================  ==============
 data                  allowed between messages        allowed                         5.1; 6.2.1
 data, empty           counted, in a row               counted, in a row               5.4; 6.2.1
+alert, empty          unexpected_message              unexpected_message              5.4; 6.2.1
 alert, not 2 bytes    decode_error                    decode_error                    5.1
 close_notify          CLOSED, one direction           CLOSED, both directions         6.1; 7.2.1
 user_canceled         counted, in a row               as any other alert              6.1
@@ -472,6 +473,9 @@ class PostHandshake:
     # ---- alerts
 
     def _alert(self, payload: bytes, actions: list[Action]) -> None:
+        if not payload:
+            # RFC 8446 section 5.4; RFC 5246 section 6.2.1 names no alert.
+            self._violate(UNEXPECTED_MESSAGE, "an empty alert record")
         if len(payload) != 2:
             self._violate(DECODE_ERROR, f"an alert of {len(payload)} bytes")
         level, description = payload

@@ -231,6 +231,15 @@ def test_an_unprotected_record_after_the_handshake_is_refused():
         assert wire.recv() == fatal(20)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(5)], ids=["empty", "padding"])
+def test_a_record_without_a_content_type_is_a_broken_one(content):
+    """RFC 8446 section 5.4 wants unexpected_message; the kernel gives EBADMSG, as for any other."""
+    with wired(SUITE_1_3) as (sock, wire):
+        wire.send(0, content)
+        assert_dead(sock, RecordError, str(first_error(sock)))
+        assert wire.recv() == fatal(20)
+
+
 # ---- records that are authentic and not allowed ----------------------------------------------
 
 
@@ -243,7 +252,7 @@ def test_an_unprotected_record_after_the_handshake_is_refused():
         (99, b"?", "a record of unknown type 99 (unexpected_message)"),
         (255, b"", "a record of unknown type 255 (unexpected_message)"),
         (22, b"", "an empty handshake record (unexpected_message)"),
-        (21, b"", "an alert of 0 bytes (decode_error)"),
+        (21, b"", "an empty alert record (unexpected_message)"),
         (21, b"\x02", "an alert of 1 bytes (decode_error)"),
         (21, b"\x01\x00\x00", "an alert of 3 bytes (decode_error)"),
         (22, b"\x0b\x00\x00\x00", "handshake message 11 after the handshake (unexpected_message)"),

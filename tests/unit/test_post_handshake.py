@@ -134,7 +134,14 @@ class TestAlerts:
         assert received(PostHandshake(TLS_1_2, role), (ALERT, bytes((1, description)))) == []
 
     @BOTH_VERSIONS
-    @pytest.mark.parametrize("payload", [b"", b"\1", b"\1\0\0", b"\1\0\1\0", bytes(16384)])
+    def test_empty(self, version: int) -> None:
+        # RFC 8446 section 5.4.
+        machine = PostHandshake(version, CLIENT)
+        text = "an empty alert record (unexpected_message)"
+        violates(machine, ALERT, b"", UNEXPECTED_MESSAGE, text)
+
+    @BOTH_VERSIONS
+    @pytest.mark.parametrize("payload", [b"\1", b"\1\0\0", b"\1\0\1\0", bytes(16384)])
     def test_wrong_length(self, version: int, payload: bytes) -> None:
         violates(
             PostHandshake(version, CLIENT),
