@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import io
 import os
+import select
 import socket
 import ssl
 import stat
@@ -156,6 +157,36 @@ class Reply:
     body: bytes
 
 
+class _Incoming(io.RawIOBase):
+    """What a ``Client`` receives; while it waits for that, what is left to send goes out.
+
+    No second thread does it: before CPython 3.13 nothing keeps two calls on one SSL object apart,
+    and a read then may end as if nothing more were to come.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self._sock = sock
+        self.outgoing = bytearray()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        timeout = self._sock.gettimeout()
+        try:
+            while self.outgoing:
+                self._sock.setblocking(False)
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    del self.outgoing[: self._sock.send(self.outgoing[:16384])]
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    return self._sock.recv_into(buffer)
+                if not any(select.select([self._sock], [self._sock], [], TIMEOUT)):
+                    raise TimeoutError
+        finally:
+            self._sock.settimeout(timeout)
+        return self._sock.recv_into(buffer)
+
+
 class Client:
     """A TLS connection that knows a little of HTTP."""
 
@@ -166,7 +197,8 @@ class Client:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         tcp.connect(("127.0.0.1", port))
         self.sock = tls.client_context().wrap_socket(tcp, server_hostname=tls.HOST)
-        self.file = self.sock.makefile("rb")
+        self._incoming = _Incoming(self.sock)
+        self.file = io.BufferedReader(self._incoming)
 
     def __enter__(self) -> Self:
         return self
@@ -180,6 +212,10 @@ class Client:
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
+
+    def send_while_reading(self, data: bytes) -> None:
+        """Send it as far as the server takes it, during the reads that follow."""
+        self._incoming.outgoing += data
 
     def reply(self, *, head: bool = False) -> Reply:
         """The next response, which must be there whole."""

@@ -198,15 +198,10 @@ def test_pipelined_requests_of_a_client_that_reads_wait_there_too(root, monkeypa
 
     monkeypatch.setattr(requests.Requests, "receive", receive)
     count = 4000
-    with (
-        Running(root) as server,
-        server.connect() as client,
-        concurrent.futures.ThreadPoolExecutor() as pool,
-    ):
-        sending_ = pool.submit(client.send, get("/small.txt") * count)
+    with Running(root) as server, server.connect() as client:
+        client.send_while_reading(get("/small.txt") * count)
         for _ in range(count):
             assert client.reply().body == b"0123456789"
-        sending_.result(TIMEOUT)
         client.send(get("/nothing"))
         assert client.reply().status == 404
     assert held[0] <= limits.target + limits.fields_size + service.BUFFER_SIZE == 88 * 1024
@@ -249,12 +244,11 @@ def test_what_comes_behind_the_last_request_does_not_cost_its_response(root):
     with (
         with_limits(root, linger_timeout=TIMEOUT) as server,
         server.connect(receive_buffer=65536) as client,
-        concurrent.futures.ThreadPoolExecutor() as pool,
     ):
         client.send(get("/big", "Connection: close"))
         status, fields = client.header()
         assert (status, fields["connection"]) == (200, "close")
-        pool.submit(client.send, get("/small.txt") * 20_000)
+        client.send_while_reading(get("/small.txt") * 20_000)
         for _ in range(20):
             assert client.file.read(BIG) == CONTENT
 
