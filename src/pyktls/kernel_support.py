@@ -155,6 +155,7 @@ _POLICY = (
     "a seccomp profile or a security policy forbids it to this process: have it allow the call"
 )
 _LIMITS = "raise the limit of open files (`ulimit -n`), or free some memory"
+_UNKNOWN = "nothing known refuses so: try again, and see what the kernel's log says (dmesg)"
 
 
 def refusal(error: Exception, what: str = "", code: Cause = Cause.FAILED) -> Answer:
@@ -171,6 +172,8 @@ def refusal(error: Exception, what: str = "", code: Cause = Cause.FAILED) -> Ans
         code, remedy = Cause.BLOCKED, _POLICY
     elif number in _EXHAUSTED:
         code, remedy = Cause.NO_RESOURCES, _LIMITS
+    elif code is Cause.FAILED and remedy is None:
+        remedy = _UNKNOWN
     return Answer(False, f"{what} ({reason})" if what else reason, remedy, code, number)
 
 

@@ -28,8 +28,8 @@ __all__ = [
 ON_FREEBSD = lib.pyktls_system() == lib.PYKTLS_FREEBSD
 
 #: errno: the alert that tells the peer (RFC 8446 section 6.2), and the reason in words.
-#: Linux: net/tls/tls_sw.c, whose EBADMSG has two more reasons, that nothing tells apart: a record of
-#: TLS 1.3 without a content type, and one too short to be authentic, such as a ChangeCipherSpec.
+#: Linux: net/tls/tls_sw.c, whose EBADMSG has two more reasons, that nothing tells apart: a record
+#: of TLS 1.3 without a content type, and one too short to be authentic, such as a ChangeCipherSpec.
 #: The alert of these would be unexpected_message (RFC 8446 sections 5 and 5.4).
 BROKEN_RECORD = {
     errno.EBADMSG: (BAD_RECORD_MAC, "a record failed authentication, or is too short"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -64,6 +65,15 @@ def ends(request):
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, request.param)
         far.settimeout(TIMEOUT)
         yield near, far
+
+
+def test_a_file_that_is_closed_is_told_with_the_call(file, ends):
+    near, _ = ends
+    number = os.dup(file.fileno())
+    os.close(number)
+    sent, error = transfer.sendfile(near, number)
+    assert (sent, error.errno) == (0, errno.EBADF)
+    assert str(error) == f"[Errno {errno.EBADF}] fstat: {os.strerror(errno.EBADF)}"
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4095, 16383, 16384, 50_000])

@@ -248,6 +248,12 @@ def test_refusal(number: int, code: Cause) -> None:
     assert (answer.remedy is None) == (code is Cause.TOO_OLD)
 
 
+def test_an_error_that_nobody_knows_has_a_remedy_too() -> None:
+    answer = refusal(OSError(errno.EIO, "some call: words"))
+    assert answer.code is Cause.FAILED
+    assert "dmesg" in (answer.remedy or "")
+
+
 def test_refusal_of_what_is_unavailable_keeps_its_remedy_once() -> None:
     error = Unavailable("no such thing", remedy="a remedy")
     error.__cause__ = OSError(errno.ENOPROTOOPT, "x")

@@ -213,7 +213,7 @@ def _send_file(ask: Callable[[], int], source: int, offset: int, count: int) -> 
     # What was sent before may have left a record open; a single page does not hold it up.
     longest = _PAGE - offset % _PAGE
     while offset < end:
-        available = os.fstat(source).st_size - offset
+        available = _size(source) - offset
         step = min(end - offset, available, _MOST)
         if step <= 0:
             return
@@ -230,6 +230,13 @@ def _send_file(ask: Callable[[], int], source: int, offset: int, count: int) -> 
         yield sent
         offset += sent
         longest = _RECORD
+
+
+def _size(file: int) -> int:
+    try:
+        return os.fstat(file).st_size
+    except OSError as e:
+        raise syscall_error(e.errno or 0, "fstat") from None
 
 
 # ---- splice ----------------------------------------------------------------------------------
