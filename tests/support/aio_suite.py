@@ -1950,6 +1950,46 @@ def test_starttls_of_streams(ground):
     ground.run(main)
 
 
+class FirstTLS(asyncio.StreamReaderProtocol):
+    """Streams that are made when TLS is there, on a connection that began without."""
+
+    def __init__(self, context, required, serve) -> None:
+        super().__init__(asyncio.StreamReader(), serve)
+        self.keywords = {"sslcontext": context, "server_side": True, **required}
+        self.upgrade: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport) -> None:
+        transport.pause_reading()
+        self.upgrade = asyncio.create_task(self.turn(transport))
+
+    async def turn(self, transport) -> None:
+        super().connection_made(await aio.start_tls(transport, self, **self.keywords))
+
+
+def test_start_tls_before_there_are_streams(ground):
+    async def main():
+        loop = asyncio.get_running_loop()
+        client, server_context = ground.contexts()
+
+        def make():
+            return FirstTLS(server_context, ground.required, echo)
+
+        server = await loop.create_server(make, "127.0.0.1", 0)
+        transport, near = await loop.create_connection(Recorder, "127.0.0.1", port_of(server))
+        near.transport = await aio.start_tls(
+            transport, near, client, server_hostname=tls.HOST, **ground.required
+        )
+        data = pattern(MiB)
+        near.transport.write(data)
+        await near.until(len(data))
+        assert near.data == data
+        near.transport.close()
+        assert await near.lost is None
+        await stop(server)
+
+    ground.run(main)
+
+
 def test_starttls_of_streams_that_nobody_reads(ground):
     """The reader's limit holds for what comes over TLS, too."""
 

@@ -337,8 +337,11 @@ def _check_nothing_is_buffered(reader: Any) -> None:
 
 
 def _give_flow_control(transport: asyncio.Transport, reader: Any) -> None:
-    """Have a StreamReader pause the transport that it now reads from."""
-    if reader is not None:
+    """Have a StreamReader pause the transport that it now reads from.
+
+    One that has none yet gets it from its protocol's connection_made, which is still to come.
+    """
+    if reader is not None and reader._transport is not None:  # noqa: SLF001
         reader._transport = transport  # noqa: SLF001  (set_transport is for the first one)
 
 
