@@ -56,9 +56,10 @@ CACHE = cache_root().parent / "pythons"
 #: Each in a process of its own: tests/freebsd brings its own build of the package.
 TESTS = (("tests/unit",), ("tests/freebsd",))
 #: What runs and builds leave in the tree; the rest of it is copied.
-LEFT_OUT = shutil.ignore_patterns(
+LEAVINGS = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "*.so", "_kernel.c", "build", "dist", "test-results"
 )
+HIDDEN = {".clang-tidy"}  # what is of the sources all the same
 
 #: What builds pyktls, what the tests start, and what pip builds where the index has no wheel.
 PACKAGES = ("ca-certificates", "curl", "gcc", "libc6-dev", "libffi-dev", "mount", "openssl")
@@ -112,6 +113,11 @@ class MissingError(Exception):
 
 class BrokenError(Exception):
     """pyktls could not be built or tried with this Python."""
+
+
+def left_out(directory: str, names: list[str]) -> set[str]:
+    """For shutil.copytree."""
+    return LEAVINGS(directory, names) - HIDDEN
 
 
 def reason(output: str) -> str:
@@ -441,7 +447,7 @@ class Trial:
         # Always the same, as some of what the tests keep in the cache goes by it.
         tree = place.store / self._called("tree")
         shutil.rmtree(place.outside(tree), ignore_errors=True)
-        shutil.copytree(ROOT, place.outside(tree), symlinks=True, ignore=LEFT_OUT)
+        shutil.copytree(ROOT, place.outside(tree), symlinks=True, ignore=left_out)
         python = self._environment(interpreter, tree, output)
         self._look(python)
         for tests in self.tests:

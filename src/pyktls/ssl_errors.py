@@ -8,7 +8,6 @@ catches ssl.SSLError.
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
 __all__ = [
     "SSLAlert",
+    "SSLErrors",
     "SSLHandoffRefused",
     "SSLRecordError",
     "SSLTruncationError",
@@ -33,7 +33,6 @@ __all__ = [
     "SSLUnreadData",
     "as_failed_handshake",
     "as_ssl_error",
-    "ssl_errors",
 ]
 
 
@@ -138,16 +137,30 @@ def _as_sockets_error(error: BaseException, *, writing: bool) -> BaseException:
     return as_ssl_error(error)
 
 
-@contextlib.contextmanager
-def ssl_errors(*, writing: bool) -> Iterator[None]:
-    """Have a socket's call raise what ssl.SSLSocket's raises."""
-    try:
-        yield
-    except (OSError, Error) as e:
-        other = _as_sockets_error(e, writing=writing)
-        if other is e:
-            raise
+class SSLErrors:
+    """Have a socket's call raise what ssl.SSLSocket's raises.
+
+    No generator, as contextlib's: before Python 3.14 the error would come through the frame that
+    has it in a variable, and so hold all that its callers have.
+    """
+
+    __slots__ = ("_writing",)
+
+    def __init__(self, *, writing: bool) -> None:
+        self._writing = writing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, (OSError, Error)):
+            return
+        other = _as_sockets_error(error, writing=self._writing)
+        if other is error:
+            return
         try:
-            raise other from e
+            raise other from error
         finally:
             del other  # the traceback has this frame

@@ -40,12 +40,13 @@ from .errors import (
 )
 from .handoff import watch
 from .record_layer import RecordLayer
-from .ssl_errors import SSLUnavailable, SSLUnreadData, as_failed_handshake, ssl_errors
+from .ssl_errors import SSLErrors, SSLUnavailable, SSLUnreadData, as_failed_handshake
 from .status import Status, status
 from .takeover import as_far_as_possible, extract_checked, is_dead, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
 
     from _typeshed import ReadableBuffer
 
@@ -54,6 +55,23 @@ if TYPE_CHECKING:
 __all__ = ["SSLSocket", "wrap_context"]
 
 T = TypeVar("T")
+
+
+class _SendErrors(SSLErrors):
+    """The same for a send, which remembers that it has timed out."""
+
+    __slots__ = ("_layer",)
+
+    def __init__(self, layer: _SSLRecordLayer) -> None:
+        super().__init__(writing=True)
+        self._layer = layer
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, TimeoutError):
+            self._layer.timed_out = True
+        super().__exit__(kind, error, traceback)
 
 
 class _SSLRecordLayer(RecordLayer):
@@ -68,19 +86,13 @@ class _SSLRecordLayer(RecordLayer):
         #: A send has ended with TimeoutError: the program knows that not everything went out.
         self.timed_out = False
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> _SendErrors:
         """Turn the errors of a send."""
-        try:
-            with ssl_errors(writing=True):
-                yield
-        except TimeoutError:
-            self.timed_out = True
-            raise
+        return _SendErrors(self)
 
     def _reading(self, call: Callable[..., T], at_end: T, *arguments: Any) -> T:
         """Call; turn errors; of a ragged end, which ssl suppresses by default, make an end."""
-        with ssl_errors(writing=False):
+        with SSLErrors(writing=False):
             try:
                 return call(*arguments)
             except TruncationError:
@@ -112,7 +124,7 @@ class _SSLRecordLayer(RecordLayer):
 
     def receive_failed(self, error: OSError) -> NoReturn:
         try:
-            with ssl_errors(writing=False):
+            with SSLErrors(writing=False):
                 super().receive_failed(error)
         finally:
             del error  # its traceback may have this frame
@@ -414,17 +426,17 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
 
     def splice_to(self, pipe: HasFileno | int, count: int) -> int:
         """As KTLSSocket.splice_to; Unavailable where the kernel has not taken over."""
-        with ssl_errors(writing=False):
+        with SSLErrors(writing=False):
             return file_transfer.splice_to(self._kernels(), pipe, count)
 
     def splice_from(self, pipe: HasFileno | int, count: int, *, more: bool = False) -> int:
         """As KTLSSocket.splice_from; Unavailable where the kernel has not taken over."""
-        with ssl_errors(writing=True):
+        with SSLErrors(writing=True):
             return file_transfer.splice_from(self._kernels(), pipe, count, more=more)
 
     def update_keys(self, request_peer: bool = False) -> None:
         """As KTLSSocket.update_keys; Unavailable where the kernel has not taken over."""
-        with ssl_errors(writing=True):
+        with SSLErrors(writing=True):
             self._kernels().update_keys(bool(request_peer))
 
     def _kernels(self) -> RecordLayer:
@@ -442,9 +454,9 @@ class SSLSocket(_records.SocketMethods, _HandshakeFirst):
         """
         if self._layer is None or self._sslobj is None:  # the latter when it is closed
             return super().unwrap()
-        with ssl_errors(writing=True):
+        with SSLErrors(writing=True):
             closing.end_sending(self._layer)
-        with ssl_errors(writing=False):
+        with SSLErrors(writing=False):
             try:
                 closing.await_end(self._layer)
             except closing.UnreadData as e:

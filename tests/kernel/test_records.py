@@ -463,8 +463,8 @@ def test_an_alert_of_a_real_peer():
     with offloaded(TLS_1_3) as (sock, peer):
         both_ways(sock, peer)
         kernel.interface.send_record(sock.fileno(), b"?", 99)
-        with pytest.raises(OSError, match=r"(?i)bad record type|unexpected"):
-            peer.recv(1)
+        with pytest.raises(OSError, match=r"(?i)bad record type|unexpected|record layer failure"):
+            peer.recv(1)  # (the last is what OpenSSL 3.5 calls it)
         assert_dead(sock, TLSAlert, "the peer sent the fatal alert unexpected_message (10)")
 
 

@@ -441,7 +441,7 @@ def test_errors_are_ssls_as_well(writing):
         (pyktls.TruncationError("cut"), ssl.SSLEOFError, pyktls.TruncationError, ssl.SSL_ERROR_EOF),
     ]
     for error, kind, ours, number in cases:
-        with pytest.raises(kind) as caught, ssl_errors.ssl_errors(writing=writing):
+        with pytest.raises(kind) as caught, ssl_errors.SSLErrors(writing=writing):
             raise error
         assert isinstance(caught.value, ours)
         assert caught.value.errno == number
@@ -458,7 +458,7 @@ def test_errors_are_ssls_as_well(writing):
         again = pickle.loads(pickle.dumps(error))  # noqa: S301
         assert (type(again), str(again)) == (type(error), str(error))
         assert getattr(again, "remedy", None) == getattr(refusal, "remedy", None)
-    with pytest.raises(ssl.SSLError) as caught, ssl_errors.ssl_errors(writing=writing):
+    with pytest.raises(ssl.SSLError) as caught, ssl_errors.SSLErrors(writing=writing):
         raise pyktls.TLSAlert(2, 48)
     assert str(caught.value).startswith("[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca: ")
 

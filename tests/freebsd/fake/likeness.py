@@ -18,7 +18,7 @@ import resource
 import select
 import signal
 import socket
-import subprocess  # noqa: F401
+import subprocess
 import sys
 import sysconfig
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ def assume() -> Kernel:
         for name in names.split():
             if hasattr(module, name):
                 delattr(module, name)
+    subprocess._CAN_USE_PIDFD_OPEN = False  # type: ignore[attr-defined]  # since CPython 3.15
     sys.addaudithook(_nothing_there)
     sys.platform = "freebsd14"
 
