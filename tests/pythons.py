@@ -486,7 +486,8 @@ class Trial:
         needs = [*project["dependencies"], *project["optional-dependencies"]["test"]]
         without = self.python.without
         needs = [need for need in needs if not need.startswith(without)] if without else needs
-        if place.run([*pip, *needs, *self.python.limits], output).returncode:
+        # The limits first: of what it names twice pip looks into the newest that the first allows.
+        if place.run([*pip, *self.python.limits, *needs], output).returncode:
             raise MissingError("what the tests need cannot be installed, see above")
         self._install(pip, tree, output)
         return python
