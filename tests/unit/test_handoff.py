@@ -656,8 +656,8 @@ def leaves_by_itself() -> bool:
     return b"SSL_set_shutdown" in module.read_bytes()
 
 
-@tls.needs_native
 @pytest.mark.skipif(leaves_by_itself(), reason="this CPython does the same by itself")
+@tls.needs_native
 def test_otherwise_openssl_throws_the_session_away() -> None:
     assert not resumed_after(leaves=False)
 
