@@ -60,7 +60,7 @@ WITHOUT_CRYPTOGRAPHY = tuple(
     f"tests/unit/test_{name}.py"
     for name in (
         *("counters", "freebsd", "key_update", "linux_abi", "post_handshake", "record_limit"),
-        *("serve_rules", "takeover"),
+        "serve_rules",
     )
 )
 #: What loads and uses both modules and the real OpenSSL, and asks for nothing of an emulator.
