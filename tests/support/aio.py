@@ -118,7 +118,7 @@ class Ground:
                 if cut.happened:
                     missed = 0
                     places.update(cut.places)
-                elif (missed := missed + 1) == 2:
+                elif (missed := missed + 1) == 3:
                     break
         return places
 
