@@ -140,8 +140,8 @@ def _as_sockets_error(error: BaseException, *, writing: bool) -> BaseException:
 class SSLErrors:
     """Have a socket's call raise what ssl.SSLSocket's raises.
 
-    No generator, as contextlib's: before Python 3.14 the error would come through the frame that
-    has it in a variable, and so hold all that its callers have.
+    No generator, as contextlib's: in Python 3.12 and 3.13 the error would come through the frame
+    that has it in a variable, and so hold all that its callers have.
     """
 
     __slots__ = ("_writing",)
