@@ -57,6 +57,13 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout)
 
 
+cdef extern from "<sys/stat.h>" nogil:
+    # A member of type off_t, which has 64 bits wherever this is built (CPython sees to that).
+    struct file_status "stat":
+        long long st_size
+    int fstat(int fd, file_status *status)
+
+
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_EOR
     int MSG_PEEK
@@ -251,6 +258,18 @@ def wait_readable(int fd, Deadline deadline not None):
 def wait_writable(int fd, Deadline deadline not None):
     """Wait until ``fd`` can be written; otherwise as wait_readable."""
     wait_until_ready(fd, POLLOUT, &deadline.wait)
+
+
+def file_size(int fd):
+    """The size of a file by fstat(2), or 0 where there is no such descriptor.
+
+    os.fstat gives the same, and takes ten times as many instructions for all the rest.
+    """
+    cdef file_status status
+    cdef int failed
+    with nogil:
+        failed = fstat(fd, &status)
+    return 0 if failed else status.st_size
 
 
 cdef int back_off(int *backoff, Wait *wait) except -1:

@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 
+_HIGHEST = 2**63 - 1
+
+
 def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str = "") -> int:
     """``value``, if it is an int (and no bool) from ``lowest`` to ``highest``.
 
@@ -36,7 +39,9 @@ def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str 
 
 def count(name: str, value: object, lowest: int = 0) -> int:
     """A number of bytes, or an offset, that the kernel takes as a signed one of 64 bits."""
-    return integer(name, value, lowest, 2**63 - 1, bounds=f"from {lowest} to 2**63 - 1")
+    if type(value) is int and lowest <= value <= _HIGHEST:  # no text is made for what is right
+        return value
+    return integer(name, value, lowest, _HIGHEST, bounds=f"from {lowest} to 2**63 - 1")
 
 
 def size(value: object, call: str, what: str = "buffersize") -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "before_file",
     "check_file",
+    "file_size",
     "send_some_pages",
     "sendfile",
     "splice_from",
@@ -64,13 +65,8 @@ def sendfile(
     trailers = arguments.buffer_views(trailers)
     with layer.sending() as deadline:
         layer.before_sending(deadline, 0)
-        try:
-            source = file.fileno()
-            size = os.fstat(source).st_size
-        except (AttributeError, OSError):
-            size = 0
-        except ValueError as e:
-            raise InvalidValue(str(e)) from None  # it is closed
+        size = file_size(file)
+        source = file.fileno() if size else -1
         if layer.timeout == NO_WAIT:
             raise InvalidValue("non-blocking sockets are not supported")
         # No real file, or one like /proc's; or it is OpenSSL that sends: read it.
@@ -102,6 +98,19 @@ def check_file(file: Any, offset: int, count: int | None) -> None:
         raise InvalidValue("the file must be opened in binary mode")
     if not hasattr(file, "read"):
         raise InvalidType(f"a file is needed, not {type(file).__name__}")
+
+
+def file_size(file: Any) -> int:
+    """The size of a real file; 0 for what cannot be sent by sendfile(2).
+
+    Raises InvalidValue if it is closed.
+    """
+    try:
+        return _records.file_size(file.fileno())
+    except (AttributeError, OSError):
+        return 0
+    except ValueError as e:
+        raise InvalidValue(str(e)) from None
 
 
 def _send_pieces(layer: RecordLayer, pieces: Sequence[ReadableBuffer], flags: int) -> int:
@@ -164,7 +173,8 @@ def send_some_pages(layer: RecordLayer, source: int, offset: int, left: int) -> 
     try:
         if not (layer.straight_out and layer.count(step, 1)):
             layer.before_sending(layer.deadline(), step)  # a KeyUpdate may have to come first
-        _ask(layer)
+        if layer.sent_unasked >= _ASK_AFTER:
+            _ask(layer)
         sent, error = system.sendfile_once(layer.descriptor(), source, offset, step)
         if error is None and not sent:
             _flush(layer)

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 import pyktls
-from pyktls import aio, closing, linux
+from pyktls import aio, closing, file_transfer, linux
 from pyktls.aio.transport import KTLSTransport
 from pyktls.lowlevel import lib
 from pyktls.protocol import ALERT, APPLICATION_DATA, FATAL, INTERNAL_ERROR, Direction
@@ -453,6 +453,123 @@ def test_nothing_is_written_into_a_file(own_ground, big_file):  # noqa: F811
                     near.transport.write(b"x")  # still
                 far.transport.resume_reading()
                 assert await sending == 9 * MiB
+
+    own_ground.run(main)
+
+
+def test_what_comes_while_a_file_is_sent_waits(own_ground, big_file, monkeypatch):  # noqa: F811
+    """And does not keep the loop busy: it looks away at the latest when something has come."""
+    looks = 0
+    real = KTLSTransport._read_ready
+
+    def look(transport):
+        nonlocal looks
+        looks += 1
+        real(transport)
+
+    monkeypatch.setattr(KTLSTransport, "_read_ready", look)
+
+    async def main():
+        nonlocal looks
+        async with pair(own_ground) as (near, far):
+            for number in range(1, 4):
+                take_little(near, far)
+                with big_file.open("rb") as file:
+                    sending = asyncio.create_task(aio.sendfile(near.transport, file))
+                    await asyncio.sleep(0.1)
+                    assert not near.transport.is_reading()
+                    looks = 0
+                    for _ in range(3):
+                        far.transport.write(b"question")
+                        await asyncio.sleep(0.1)
+                    assert looks <= 1
+                    assert len(near.data) == 24 * (number - 1)
+                    far.transport.resume_reading()
+                    assert await sending == 9 * MiB
+                assert near.transport.is_reading()
+                await near.until(24 * number)
+            assert near.data == b"question" * 9
+
+    own_ground.run(main)
+
+
+def test_a_small_file_changes_nothing_at_the_loop(monkeypatch, tmp_path):
+    """Where there is room for all of it, and nothing comes, the loop watches on as it did."""
+    ground = Ground(KERNEL, "asyncio", tls.TLS_1_3, monkeypatch)
+    path = tmp_path / "small"
+    path.write_bytes(b"small")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        asked = []
+
+        def note(name):
+            real = getattr(loop, name)
+
+            def noting(fd, *arguments):
+                asked.append((name, fd))
+                return real(fd, *arguments)
+
+            monkeypatch.setattr(loop, name, noting)
+
+        async with pair(ground) as (near, far):
+            for direction in ("reader", "writer"):
+                note(f"add_{direction}")
+                note(f"remove_{direction}")
+            with path.open("rb") as file:
+                for number in range(1, 4):
+                    assert await aio.sendfile(near.transport, file) == 5
+                    await far.until(5 * number)
+            assert asked == []
+            far.transport.write(b"thanks")
+            await near.until(6)
+            near.transport.close()
+            await near.lost
+            assert asked  # it is the right loop
+
+    ground.run(main)
+
+
+def test_what_fails_at_once_leaves_the_file_where_it_was(monkeypatch, tmp_path):
+    ground = Ground(KERNEL, "asyncio", tls.TLS_1_3, monkeypatch)
+    path = tmp_path / "small"
+    path.write_bytes(b"small")
+
+    def fail(*_):
+        raise pyktls.RecordError("for the test")
+
+    async def main():
+        async with pair(ground) as (near, far):
+            with path.open("rb") as file:
+                assert await aio.sendfile(near.transport, file) == 5
+                with monkeypatch.context() as patch:
+                    patch.setattr(file_transfer, "send_some_pages", fail)
+                    with pytest.raises(SSLRecordError, match="for the test") as caught:
+                        await aio.sendfile(near.transport, file, 2)
+                assert isinstance(caught.value.__cause__, pyktls.RecordError)
+                assert file.tell() == 2
+                assert near.transport.is_reading()
+                assert await aio.sendfile(near.transport, file, 3, 1) == 1
+                assert file.tell() == 4
+            await far.until(6)
+            assert far.data == b"smalll"
+
+    ground.run(main)
+
+
+def test_a_file_leaves_a_paused_transport_paused(own_ground, big_file):  # noqa: F811
+    async def main():
+        async with pair(own_ground) as (near, far):
+            near.transport.pause_reading()
+            far.transport.write(b"question")
+            with big_file.open("rb") as file:
+                assert await aio.sendfile(near.transport, file) == 9 * MiB
+                assert file.tell() == 9 * MiB
+            assert not near.transport.is_reading()
+            await asyncio.sleep(0.1)
+            assert near.data == b""
+            near.transport.resume_reading()
+            await near.until(8)
 
     own_ground.run(main)
 

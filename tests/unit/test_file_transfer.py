@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import os
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from pyktls import _records, file_transfer, linux
+from pyktls.errors import InvalidValue
 from pyktls.record_layer import NO_WAIT
 from pyktls.running_system import system
 from support import tls
@@ -123,6 +126,42 @@ def test_before_a_sendfile_of_somebody_else(world):
     world.gone = True
     with pytest.raises(ConnectionResetError):
         file_transfer.before_file(Layer())
+
+
+# ---- what a file is ----------------------------------------------------------------------------
+
+
+def test_the_size_of_a_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    with path.open("r+b") as file:
+        assert file_transfer.file_size(file) == 5
+        file.truncate(5 << 30)  # sparse, and beyond 32 bits
+        assert file_transfer.file_size(file) == 5 << 30 == os.fstat(file.fileno()).st_size
+        assert file.tell() == 0
+    with pytest.raises(InvalidValue, match="closed"):
+        file_transfer.file_size(file)
+
+
+def test_what_is_no_file_has_no_size():
+    class Numbered:
+        def __init__(self, number):
+            self.number = number
+
+        def fileno(self):
+            return self.number
+
+    with Path(os.devnull).open("rb") as null:
+        spare = os.dup(null.fileno())
+        os.close(spare)
+        for thing in (null, io.BytesIO(b"data"), object(), Numbered(-1), Numbered(spare)):
+            assert file_transfer.file_size(thing) == 0
+    for number, error in (("x", TypeError), (None, TypeError), (1 << 40, OverflowError)):
+        with pytest.raises(error):
+            file_transfer.file_size(Numbered(number))
+
+
+# ---- who is there ------------------------------------------------------------------------------
 
 
 def until_gone(sock):

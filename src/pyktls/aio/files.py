@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
-from pyktls.errors import InvalidType, InvalidValue
-from pyktls.file_transfer import check_file
+from pyktls.errors import InvalidType
+from pyktls.file_transfer import check_file, file_size
 
 from .transport import KTLSTransport, leave_position
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["sendfile"]
 
 _CHUNK = 1 << 18
+_NEEDED = ("write", "is_closing", "get_protocol")  # of a transport
 
 
 async def sendfile(
@@ -40,13 +40,13 @@ async def sendfile(
     and InvalidValue for wrong arguments.
     """
     way: Any = transport.transport if isinstance(transport, asyncio.StreamWriter) else transport
-    if not all(hasattr(way, name) for name in ("write", "is_closing", "get_protocol")):
+    if not isinstance(way, KTLSTransport) and not all(hasattr(way, name) for name in _NEEDED):
         raise InvalidType(f"a transport or a StreamWriter is needed, not {type(way).__name__}")
     check_file(file, offset, count)
     if way.is_closing():
         raise RuntimeError("Transport is closing")
     if isinstance(way, KTLSTransport):
-        size = _size(file) if way.sends_files else 0
+        size = file_size(file) if way.sends_files else 0
         if size:
             left = max(0, size - offset)
             return await way.send_pages(file, offset, left if count is None else min(left, count))
@@ -62,16 +62,6 @@ async def sendfile(
     if not fallback:
         raise RuntimeError("sendfile(2) cannot be used here, and there is to be no fallback")
     return await _read_and_write(way, file, offset, count)
-
-
-def _size(file: Any) -> int:
-    """The size of a real file; 0 for what cannot be sent by sendfile(2)."""
-    try:
-        return os.fstat(file.fileno()).st_size
-    except (AttributeError, OSError):
-        return 0
-    except ValueError as e:
-        raise InvalidValue(str(e)) from None  # it is closed
 
 
 class _Pace(asyncio.Protocol):

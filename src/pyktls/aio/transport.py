@@ -50,6 +50,8 @@ __all__ = ["KTLSTransport", "leave_position"]
 
 _log = logging.getLogger("pyktls.aio")
 
+# What can be written; asked for each time, and faster as a tuple than as a union.
+_WRITABLE = (bytes, bytearray, memoryview)
 # Pieces of one sendmsg(2).
 _MOST_PIECES = 512
 # For how long to look away after reads in vain, in seconds.
@@ -112,6 +114,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         "_error_after_file",
         "_fd",
         "_file",
+        "_file_of_loop",
         "_given",
         "_in_vain",
         "_later",
@@ -178,6 +181,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         self._shutdown_timer: asyncio.TimerHandle | None = None
         self._empty_waiter: asyncio.Future[None] | None = None
         self._file: _File | None = None  # of send_pages
+        self._file_of_loop = False  # the file that is waited for is sent by loop.sendfile
         self._error_after_file: BaseException | None = None
         self.set_protocol(protocol)
         if server is not None:
@@ -235,6 +239,12 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             self._paused = True
             self._stop_reading()
 
+    def _pause_reading_lazily(self) -> None:
+        """Pause, and have the loop look away only when something comes: mostly nothing does."""
+        if self._later is not None:
+            self._stop_reading()
+        self._paused = True
+
     def resume_reading(self) -> None:
         """As asyncio.ReadTransport.resume_reading."""
         if not self._closing and self._paused:
@@ -274,6 +284,9 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     def _read_ready(self) -> None:
         end = self._end
         if end is None or self._closing:
+            return
+        if self._paused:  # by _pause_reading_lazily
+            self._stop_reading()
             return
         try:
             if self._buffered:
@@ -368,7 +381,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         return self._buffer_size
 
     def _check_writing(self, data: object) -> None:
-        if not isinstance(data, bytes | bytearray | memoryview):
+        if not isinstance(data, _WRITABLE):
             raise InvalidType(
                 f"data argument must be a bytes-like object, not {type(data).__name__!r}"
             )
@@ -692,11 +705,12 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
             return -1
         return self._fd
 
-    def _make_empty_waiter(self) -> asyncio.Future[None]:
+    def _make_empty_waiter(self, *, of_loop: bool = True) -> asyncio.Future[None]:
         if self._empty_waiter is not None:
             raise RuntimeError("another file is being sent")
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._empty_waiter = waiter
+        self._file_of_loop = of_loop
         if not self._buffer:
             self._let_file_begin(waiter)
         return waiter
@@ -707,7 +721,8 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         if waiter.done() or end is None or self._lost:
             return
         try:
-            end.before_file()
+            if self._file_of_loop:  # else send_pages sees to it, for just what it sends
+                end.before_file()
         except (BlockingIOError, InterruptedError):
             self._start_writing()
         except (OSError, Error) as e:
@@ -737,31 +752,57 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
         """
         if self._eof:
             raise RuntimeError("Cannot send a file after write_eof()")
+        begin = offset
+        if count and not self._buffer and self._empty_waiter is None:
+            # Mostly there is room for all of it, and then nothing else has to be done.
+            sent, more = self._send_pages_now(file, offset, count)
+            if sent == count or not more:
+                leave_position(file, offset + sent)
+                return sent
+            offset += sent
+            count -= sent
         job: _File | None = None
-        empty = self._make_empty_waiter()  # RuntimeError if another file is being sent
+        # RuntimeError if another file is being sent.
+        empty = self._make_empty_waiter(of_loop=False)
         # As loop.sendfile: an answer to what comes could not be written now, and the peer's end
         # would have the protocol close the connection before the file is out.
         reads = self.is_reading()
-        self.pause_reading()
+        if reads:
+            self._pause_reading_lazily()
         try:
-            leave_position(file, offset)
             await empty
             job = self._file = _File(file.fileno(), offset, count, self._loop.create_future())
             if count:
-                self._send_some_pages()
+                self._await_room(job, wanted=offset > begin)
+                if not job.waits:
+                    self._send_some_pages()
                 await job.over
         finally:
             self._file = None
             try:
                 if job is not None:
                     self._await_room(job, wanted=False)
-                    if job.offset > offset:
-                        leave_position(file, job.offset)
+                leave_position(file, offset if job is None else job.offset)
             finally:
                 self._reset_empty_waiter()
                 if reads:
                     self.resume_reading()
-        return job.offset - offset
+        return job.offset - begin
+
+    def _send_pages_now(self, file: Any, offset: int, count: int) -> tuple[int, bool]:
+        """Send what there is room for; how much that was, and whether there may be more."""
+        end = self._end
+        if end is None or self._closing:
+            return 0, True  # send_pages goes on to what says so
+        try:
+            return end.send_pages(file.fileno(), offset, count)
+        except BaseException as e:
+            leave_position(file, offset)
+            error = _for_protocol(e)
+            try:
+                raise error from error.__cause__
+            finally:
+                del error  # the traceback has this frame
 
     def _send_some_pages(self) -> None:
         """One step of a file; the next one comes when the loop sees that there is room."""
@@ -798,8 +839,10 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
 def leave_position(file: Any, position: int) -> None:
     """Set the position of a file behind what was sent, if it has one and is still open."""
     if hasattr(file, "seek"):
-        with contextlib.suppress(ValueError):  # it was closed meanwhile
+        try:  # noqa: SIM105  (contextlib.suppress takes as long as the call)
             file.seek(position)
+        except ValueError:
+            pass  # it was closed meanwhile
 
 
 def _for_protocol(error: BaseException) -> BaseException:
