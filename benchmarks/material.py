@@ -52,7 +52,7 @@ class Scale:
 #: One processor that counts instructions, some tens of times slower than a real one.
 LAB = Scale(
     repeats=3, bulk=8 * MIB, records=100, pings=100, handshakes=20, imports=1, calls=5,
-    requests={1: (8, 3), 16: (2, 2), 128: (1, 2)}, request_size=MIB, crowds=(1_000, 10_000),
+    requests={1: (32, 3), 16: (4, 2), 128: (1, 2)}, request_size=MIB, crowds=(1_000, 10_000),
 )  # fmt: skip
 #: A real one.
 OWN = Scale(
