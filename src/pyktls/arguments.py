@@ -22,10 +22,9 @@ __all__ = [
 ]
 
 
-_HIGHEST = 2**63 - 1
-
-
-def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str = "") -> int:
+def integer(
+    name: str, value: object, lowest: int, highest: int, *, bounds: str = "from {} to {}"
+) -> int:
     """``value``, if it is an int (and no bool) from ``lowest`` to ``highest``.
 
     Raises InvalidType and InvalidValue; ``bounds`` is how the message puts the limits.
@@ -33,15 +32,13 @@ def integer(name: str, value: object, lowest: int, highest: int, *, bounds: str 
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidType(f"{name} must be an int, not {type(value).__name__}")
     if not lowest <= value <= highest:
-        raise InvalidValue(f"{name} must be {bounds or f'from {lowest} to {highest}'}, not {value}")
+        raise InvalidValue(f"{name} must be {bounds.format(lowest, highest)}, not {value}")
     return value
 
 
 def count(name: str, value: object, lowest: int = 0) -> int:
     """A number of bytes, or an offset, that the kernel takes as a signed one of 64 bits."""
-    if type(value) is int and lowest <= value <= _HIGHEST:  # no text is made for what is right
-        return value
-    return integer(name, value, lowest, _HIGHEST, bounds=f"from {lowest} to 2**63 - 1")
+    return integer(name, value, lowest, 2**63 - 1, bounds="from {} to 2**63 - 1")
 
 
 def size(value: object, call: str, what: str = "buffersize") -> int:

@@ -127,7 +127,8 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
         # As with socket.sendfile the timeout is for each step, not for the whole file.
         deadline = layer.deadline()
         step = min(left, _STEP)
-        _ask(layer)
+        if layer.sent_unasked >= _ASK_AFTER:
+            _ask(layer)
         layer.count_records(step, 1, deadline)
         sent, error = system.sendfile_all(layer.descriptor, source, offset, step)
         layer.sent_unasked += sent
@@ -146,12 +147,11 @@ def _send_pages(layer: RecordLayer, source: int, offset: int, left: int) -> Iter
             return  # the file has become shorter
 
 
-def _ask(layer: RecordLayer, after: int = _ASK_AFTER) -> None:
-    """From time to time, raise ConnectionResetError if nobody is there to receive."""
-    if layer.sent_unasked >= after:
-        layer.sent_unasked = 0
-        if system.is_gone(layer.descriptor()):
-            raise syscall_error(errno.ECONNRESET, "sendfile")
+def _ask(layer: RecordLayer) -> None:
+    """Raise ConnectionResetError if nobody is there to receive; to be done from time to time."""
+    layer.sent_unasked = 0
+    if system.is_gone(layer.descriptor()):
+        raise syscall_error(errno.ECONNRESET, "sendfile")
 
 
 def _flush(layer: RecordLayer) -> None:
@@ -195,7 +195,7 @@ def before_file(layer: RecordLayer) -> None:
     Raises BlockingIOError where it cannot be made now, and what send raises.
     """
     layer.before_sending(layer.deadline(), _STEP)
-    _ask(layer, 0)  # nobody tells how much the last one sent
+    _ask(layer)  # nobody tells how much the last one sent
 
 
 # ---- pipes -----------------------------------------------------------------------------------

@@ -792,8 +792,7 @@ class KTLSTransport(transports._FlowControlMixin):  # noqa: SLF001
     def _send_pages_now(self, file: Any, offset: int, count: int) -> tuple[int, bool]:
         """Send what there is room for; how much that was, and whether there may be more."""
         end = self._end
-        if end is None or self._closing:
-            return 0, True  # send_pages goes on to what says so
+        assert end is not None  # noqa: S101  (its caller has asked whether it closes)
         try:
             return end.send_pages(file.fileno(), offset, count)
         except BaseException as e:
